@@ -1,0 +1,110 @@
+"""The losses of the joint training: seven fusion terms on luma, and the segmentation loss."""
+import torch
+import torch.nn.functional as F
+from pytorch_msssim import ssim
+from torch import Tensor, nn
+
+from utils.color import destandardise, luma
+
+CLASS_WEIGHTS = (0.9, 1.1)  # background, foreground
+
+
+def gradients(image: Tensor) -> tuple[Tensor, Tensor]:
+    """|Sobel| of (B, 1, H, W) along x and along y, each (B, 1, H, W), zeros beyond the edge."""
+    kernel = image.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    kernels = torch.stack([kernel, -kernel.t()])[:, None]
+    return F.conv2d(image, kernels, padding=1).abs().split(1, dim=1)
+
+
+def fusion_terms(fused: Tensor, vis: Tensor, ir: Tensor) -> dict[str, Tensor]:
+    """The unweighted fusion terms, each a scalar.
+
+    Args:
+        fused, vis, ir: (B, 3, H, W), standardised.
+    Returns:
+        `ssim_vis`, `ssim_ir` (similarities, 1 is best); `mse_vis`, `mse_ir`, `sobel_vis`, `sobel_ir`, `grad`
+        (distances).
+    """
+    fused, vis, ir = (luma(destandardise(image)) for image in (fused, vis, ir))
+    edges, edges_vis, edges_ir = gradients(fused), gradients(vis), gradients(ir)
+
+    def distance(others):
+        return sum(F.l1_loss(edge, other) for edge, other in zip(edges, others, strict=True))
+
+    return {
+        "ssim_vis": ssim(fused, vis, data_range=1.0, win_size=11, win_sigma=1.5),
+        "ssim_ir": ssim(fused, ir, data_range=1.0, win_size=11, win_sigma=1.5),
+        "mse_vis": F.mse_loss(fused, vis),
+        "mse_ir": F.mse_loss(fused, ir),
+        "sobel_vis": distance(edges_vis),
+        "sobel_ir": distance(edges_ir),
+        "grad": distance([torch.maximum(v, i) for v, i in zip(edges_vis, edges_ir, strict=True)]),
+    }
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of logits (B, 2, H, W) and target (B, H, W), the foreground weighing slightly more."""
+    return F.cross_entropy(logits, target, weight=logits.new_tensor(CLASS_WEIGHTS))
+
+
+def dice_loss(logits: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
+    """1 − Dice on the foreground logit, averaged over the classes that a sample has, then over samples."""
+    probability = logits[:, 1].sigmoid().flatten(1)
+    foreground = target.flatten(1).to(probability.dtype)
+    p = torch.stack([probability, 1 - probability])  # (2 classes, B, N)
+    t = torch.stack([foreground, 1 - foreground])
+    dice = (2 * (p * t).sum(-1) + eps) / (p.sum(-1) + t.sum(-1) + eps)
+    return 1 - _mean_over_present_classes(dice, t.sum(-1))
+
+
+def bce_area_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy on the foreground logit, object and background counting alike whatever their areas."""
+    foreground = target.flatten(1).to(logits.dtype)
+    bce = F.binary_cross_entropy_with_logits(logits[:, 1].flatten(1), foreground, reduction="none")
+    t = torch.stack([foreground, 1 - foreground])
+    area = t.sum(-1)
+    return _mean_over_present_classes((bce * t).sum(-1) / area.clamp(min=1), area)
+
+
+def _mean_over_present_classes(values: Tensor, areas: Tensor) -> Tensor:
+    """values, areas (2 classes, B): mean over the classes with an area, then over the batch."""
+    present = (areas > 0).to(values.dtype)
+    return ((values * present).sum(0) / present.sum(0)).mean()
+
+
+SEG_LOSSES = {"ce": cross_entropy, "dice": dice_loss, "bce_area": bce_area_loss}
+
+
+class JointCriterion(nn.Module):
+    """segmentation + lambda_prefusion · fusion.
+
+    Args:
+        weights: of the fusion terms, by the names of `fusion_terms`; an SSIM enters as 1 − SSIM.
+        lambda_prefusion: weight of the fusion loss.
+        seg_loss: a key of SEG_LOSSES.
+    """
+
+    def __init__(self, weights: dict[str, float], lambda_prefusion: float, seg_loss: str):
+        super().__init__()
+        self.weights = weights
+        self.lambda_prefusion = lambda_prefusion
+        self.segmentation = SEG_LOSSES[seg_loss]
+
+    def forward(self, output, vis: Tensor, ir: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The joint loss of a batch.
+
+        Args:
+            output: with `fused` (B, 3, H, W) standardised and `logits` (B, 2, H, W).
+            vis, ir: (B, 3, H, W), standardised.
+            target: (B, H, W) int64, 1 on the referred object.
+        Returns:
+            The scalar to minimise, and its parts, detached: the terms of `fusion_terms`, `fusion` (their weighted
+            sum), `seg` and `total`.
+        """
+        terms = fusion_terms(output.fused, vis, ir)
+        fusion = sum(weight * (1 - terms[name] if name.startswith("ssim") else terms[name])
+                     for name, weight in self.weights.items())
+        seg = self.segmentation(output.logits, target)
+        total = seg + self.lambda_prefusion * fusion
+        terms |= {"fusion": fusion, "seg": seg, "total": total}
+        return total, {name: term.detach() for name, term in terms.items()}

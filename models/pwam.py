@@ -1,0 +1,56 @@
+"""PWAM, the pixel–word attention of LAVT (Yang et al., CVPR 2022), which lets every Swin stage see the sentence."""
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SpatialImageLanguageAttention(nn.Module):
+    """Pixels are the queries, words the keys and values.
+
+    Args:
+        dim: channels of the feature map, and of queries, keys and values.
+        text_dim: hidden size of the text encoder.
+        num_heads: attention heads.
+    """
+
+    def __init__(self, dim: int, text_dim: int, num_heads: int):
+        super().__init__()
+        self.dim = dim
+        self.num_heads = num_heads
+        # Sequentials of one layer, because the names of the tensors are part of the checkpoint format.
+        self.f_query = nn.Sequential(nn.Conv1d(dim, dim, 1), nn.InstanceNorm1d(dim))
+        self.f_key = nn.Sequential(nn.Conv1d(text_dim, dim, 1))
+        self.f_value = nn.Sequential(nn.Conv1d(text_dim, dim, 1))
+        self.W = nn.Sequential(nn.Conv1d(dim, dim, 1), nn.InstanceNorm1d(dim))
+
+    def forward(self, x: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        """x (B, dim, N), text (B, text_dim, T), mask (B, T) in x's dtype to (B, dim, N)."""
+        words = mask[:, None, :]
+        query, key, value = (self._split_heads(projected) for projected in (
+            self.f_query(x), self.f_key(text) * words, self.f_value(text) * words))
+        # dim^-0.5 whatever the number of heads; a padded word is far down, but not at −inf.
+        attended = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=1e4 * words[:, None] - 1e4, scale=self.dim ** -0.5)
+        return self.W(attended.transpose(2, 3).reshape(x.shape))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """(B, dim, N) to (B, heads, N, dim / heads)."""
+        return x.unflatten(1, (self.num_heads, -1)).transpose(2, 3)
+
+
+class PWAM(nn.Module):
+    """Pixel–word attention module: the residual r that carries the sentence into a feature map.
+
+    Args:
+        dim, text_dim, num_heads: as in SpatialImageLanguageAttention.
+        dropout: rate behind both projections.
+    """
+
+    def __init__(self, dim: int, text_dim: int, num_heads: int = 1, dropout: float = 0.0):
+        super().__init__()
+        self.vis_project = nn.Sequential(nn.Conv1d(dim, dim, 1), nn.GELU(), nn.Dropout(dropout))
+        self.image_lang_att = SpatialImageLanguageAttention(dim, text_dim, num_heads)
+        self.project_mm = nn.Sequential(nn.Conv1d(dim, dim, 1), nn.GELU(), nn.Dropout(dropout))
+
+    def forward(self, x: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        """x (B, dim, N), N ≥ 2, text (B, text_dim, T), mask (B, T) in x's dtype to r (B, dim, N)."""
+        return self.project_mm(self.vis_project(x) * self.image_lang_att(x, text, mask))

@@ -1,0 +1,43 @@
+"""The joint model: text encoder, fuser and segmenter in one forward pass."""
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class Output(NamedTuple):
+    """What the model gives for a batch."""
+
+    fused: Tensor   # (B, 3, H, W), standardised
+    logits: Tensor  # (B, 2, H, W), class 1 the referred object
+
+
+class RISFusion(nn.Module):
+    """RIS-FUSION (arXiv 2509.12710): a sentence guides the fusion of two images and is grounded in the result.
+
+    Gradients of the segmentation loss reach the fuser: its output enters the segmenter undetached.
+
+    Args:
+        text_encoder: a `transformers.BertModel` without pooler.
+        fuser: a `UNetFuser`.
+        segmenter: a `LAVT`.
+    """
+
+    def __init__(self, text_encoder: nn.Module, fuser: nn.Module, segmenter: nn.Module):
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.fuser = fuser
+        self.segmenter = segmenter
+
+    def forward(self, vis: Tensor, ir: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Output:
+        """Fuse and segment.
+
+        Args:
+            vis, ir: (B, 3, H, W) float, standardised; one of H and W above 32.
+            input_ids: (B, T) int64 token ids, 0 on padding.
+            attention_mask: (B, T) int64, 1 on real tokens.
+        Raises:
+            ValueError: H and W are both 32 or less.
+        """
+        text = self.text_encoder(input_ids, attention_mask=attention_mask).last_hidden_state
+        fused = self.fuser(vis, ir, text, attention_mask)
+        return Output(fused, self.segmenter(fused, text, attention_mask))

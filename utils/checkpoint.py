@@ -1,0 +1,175 @@
+"""Reading and writing weights: the released checkpoint format, Swin and LAVT files, and our own."""
+import argparse
+import logging
+import os
+import pickle
+import re
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import InputError, UsageError
+
+log = logging.getLogger(__name__)
+
+
+def read(path: str, flag: str) -> dict:
+    """Load a file that PyTorch saved, on the CPU and without running any code in it.
+
+    Besides tensors and plain values only `argparse.Namespace` is admitted, which the released checkpoint holds.
+
+    Args:
+        path: the file.
+        flag: the command-line flag that named it, for the messages.
+    Raises:
+        UsageError: there is no such file.
+        InputError: it is damaged, holds anything else, or is no dict.
+    """
+    if not os.path.isfile(path):
+        raise UsageError(f"{flag}: there is no file {path!r}; README.md, \"Data and weights\", says where to get it")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can fail anywhere in PyTorch's reader
+        if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"GLOBAL ([\w.]+)", str(error))):
+            raise InputError(f"{flag}: {path} holds more than weights and plain values, namely {found[1]}; "
+                             "it was not opened, since loading that could run code") from error
+        reason = f" ({error.strerror})" if isinstance(error, OSError) else ""
+        raise InputError(f"{flag}: {path} cannot be read{reason}; it is damaged or was not saved by PyTorch") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{flag}: {path} holds a {type(content).__name__}, not a dict of weights")
+    return content
+
+
+def save(content: dict, path: str) -> None:
+    """Write `content` to `path`, whole or not at all: a temporary file beside it, flushed, then renamed."""
+    temporary = f"{path}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise
+
+
+def pack(model: nn.Module, epoch: int, args: dict, **more) -> dict:
+    """A checkpoint in the released format.
+
+    Args:
+        model: with `segmenter`, `fuser` and `text_encoder`.
+        epoch: number of the last finished epoch, from 0.
+        args: plain values by flag name.
+        more: further entries, plain values or state dicts; readers of the format ignore them.
+    """
+    return {"model": model.segmenter.state_dict(), "prefusion_model": model.fuser.state_dict(),
+            "bert_model": model.text_encoder.state_dict(), "epoch": epoch, "args": args, **more}
+
+
+def stored_args(content: dict) -> dict:
+    """The `args` of a checkpoint as a dict: a Namespace in the released one, a dict in ours, empty if it has none."""
+    args = content.get("args")
+    if isinstance(args, argparse.Namespace):
+        return vars(args)
+    return args if isinstance(args, dict) else {}
+
+
+def load_strictly(module: nn.Module, tensors: dict, source: str) -> None:
+    """Fill all of `module` from `tensors`, key by key.
+
+    Raises:
+        InputError: a key is absent, unknown or of another shape; `source` says in the message what was being loaded.
+    """
+    expected = module.state_dict()
+    unlike = [key for key in expected if key not in tensors or tensors[key].shape != expected[key].shape]
+    unknown = [key for key in tensors if key not in expected]
+    if unlike:
+        key = unlike[0]
+        found = f"has shape {tuple(tensors[key].shape)}" if key in tensors else "is absent"
+        raise InputError(f"{source} does not fit: {len(unlike)} of {len(expected)} tensors differ; {key} {found}, "
+                         f"expected {tuple(expected[key].shape)}")
+    if unknown:
+        raise InputError(f"{source} does not fit: the model lacks {len(unknown)} of its tensors, {unknown[0]} first")
+    module.load_state_dict(tensors)
+
+
+def load_matching(module: nn.Module, tensors: dict, source: str) -> None:
+    """Fill `module` with what fits and log how much was taken, resized and skipped.
+
+    Relative position bias tables of another window size are resized bicubically.
+
+    Raises:
+        InputError: nothing fits.
+    """
+    expected = module.state_dict()
+    weights = {name for name, _ in module.named_parameters()}
+    taken, resized = {}, {}
+    for key, tensor in tensors.items():
+        if key not in expected or not isinstance(tensor, Tensor):
+            continue
+        if tensor.shape == expected[key].shape:
+            taken[key] = tensor
+        elif key.endswith("relative_position_bias_table") and tensor.shape[1:] == expected[key].shape[1:]:
+            resized[key] = resize_bias_table(tensor, len(expected[key]))
+    if not weights & (taken.keys() | resized.keys()):
+        raise InputError(f"{source}: none of {len(tensors)} tensors fits the model; is it of another kind or size?")
+    module.load_state_dict(taken | resized, strict=False)
+    untouched = len(weights - taken.keys() - resized.keys())
+    log.info("%s: %d tensors taken, %d resized, %d skipped; %d of the model keep their start values", source,
+             len(taken), len(resized), len(tensors) - len(taken) - len(resized), untouched)
+
+
+def resize_bias_table(table: Tensor, rows: int) -> Tensor:
+    """((2w−1)², heads) of one window size to (rows, heads) of another, bicubically over the two offsets."""
+    old, new = round(len(table) ** 0.5), round(rows ** 0.5)
+    grid = table.t().reshape(1, -1, old, old).float()
+    return F.interpolate(grid, size=(new, new), mode="bicubic").reshape(-1, rows).t()
+
+
+def load_swin_weights(backbone: nn.Module, path: str) -> None:
+    """Fill a backbone from Swin's ImageNet weights, a dict whose `model` has keys without the `backbone.` prefix.
+
+    Raises:
+        UsageError, InputError: as `read`; also when the file is of another kind or nothing in it fits.
+    """
+    flag = "--pretrained_swin_weights"
+    load_matching(backbone, _part(read(path, flag), "model", path, flag), f"{path} → backbone")
+
+
+def load_lavt_one(model: nn.Module, path: str, with_head: bool) -> None:
+    """Fill backbone and text encoder, and with `with_head` the classifier, from a `lavt_one` checkpoint.
+
+    Raises:
+        UsageError, InputError: as `read`; also when the file is of another kind or nothing in a part of it fits.
+    """
+    flag = "--init_from_lavt_one"
+    tensors = _part(read(path, flag), "model", path, flag)
+    parts = {"backbone": model.segmenter.backbone, "text_encoder": model.text_encoder}
+    if with_head:
+        parts["classifier"] = model.segmenter.classifier
+    for prefix, module in parts.items():
+        dot = f"{prefix}."
+        part = {key.removeprefix(dot): tensor for key, tensor in tensors.items() if key.startswith(dot)}
+        load_matching(module, part, f"{path} → {prefix}")
+
+
+def load_fuser(fuser: nn.Module, path: str) -> None:
+    """Fill the fuser from a bare state dict or from the `prefusion_model` of a checkpoint.
+
+    Raises:
+        UsageError, InputError: as `read`; also when the file's fuser is not of this width.
+    """
+    content = read(path, "--ck_prefusion")
+    tensors = content.get("prefusion_model", content)
+    load_strictly(fuser, tensors, f"--ck_prefusion: the fuser in {path}")
+    log.info("%s → fuser: %d tensors taken, 0 resized, 0 skipped", path, len(tensors))
+
+
+def _part(content: dict, key: str, path: str, flag: str) -> dict:
+    if not isinstance(content.get(key), dict):
+        raise InputError(f"{flag}: {path} has no {key!r} entry; its keys are {', '.join(map(str, list(content)[:5]))}")
+    return content[key]

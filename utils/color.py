@@ -1,0 +1,25 @@
+"""Standardised images and their luma: the arithmetic that fuser, losses, data and pictures share."""
+import torch
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def standardise(image: torch.Tensor) -> torch.Tensor:
+    """(..., 3, H, W) float in [0, 1] to (x − mean) / std with the ImageNet statistics."""
+    mean = image.new_tensor(IMAGENET_MEAN).view(3, 1, 1)
+    std = image.new_tensor(IMAGENET_STD).view(3, 1, 1)
+    return (image - mean) / std
+
+
+def destandardise(image: torch.Tensor) -> torch.Tensor:
+    """The inverse of `standardise`, clamped to [0, 1]."""
+    mean = image.new_tensor(IMAGENET_MEAN).view(3, 1, 1)
+    std = image.new_tensor(IMAGENET_STD).view(3, 1, 1)
+    return (image * std + mean).clamp(0, 1)
+
+
+def luma(rgb: torch.Tensor) -> torch.Tensor:
+    """(B, 3, H, W) RGB in [0, 1] to (B, 1, H, W) .299R + .587G + .114B (ITU-R BT.601)."""
+    red, green, blue = rgb.unbind(1)
+    return (0.299 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)

@@ -1,0 +1,92 @@
+"""Pictures: overlays, contact sheets. Images are (H, W, 3) uint8 RGB arrays, masks (H, W) bool arrays."""
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from .color import destandardise
+
+RED = np.array([255, 0, 0])
+PANELS = ("visible", "infrared", "fused", "prediction", "truth")
+
+
+def to_image(standardised: torch.Tensor) -> np.ndarray:
+    """(3, H, W) standardised, on any device, to (H, W, 3) uint8."""
+    pixels = destandardise(standardised.float()).mul(255).round().byte()
+    return pixels.permute(1, 2, 0).cpu().numpy()
+
+
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """To (width, height): colours bilinearly, masks by their nearest pixel."""
+    resample = Image.Resampling.NEAREST if image.dtype == bool else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(image).resize(size, resample))
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, opacity: float = 0.5) -> np.ndarray:
+    """The image with the masked pixels in translucent red."""
+    tinted = np.round((1 - opacity) * image + opacity * RED).astype(np.uint8)
+    return np.where(mask[..., None], tinted, image)
+
+
+def contact_sheet(rows: list[tuple[str, list[np.ndarray]]], titles=PANELS, cell: int = 192) -> Image.Image:
+    """A page with one row of pictures per sample and a sentence above each row.
+
+    Args:
+        rows: (sentence, pictures); every row has as many pictures as there are titles.
+        titles: column headings.
+        cell: width of a column in pixels; pictures keep their aspect ratio.
+    """
+    gap, line = 8, 24
+    font = ImageFont.load_default(size=15)
+    pictures = [[Image.fromarray(picture).resize((cell, round(cell * picture.shape[0] / picture.shape[1])))
+                 for picture in row] for _, row in rows]
+    heights = [max(p.height for p in row) for row in pictures]
+    width = gap + len(titles) * (cell + gap)
+    page = Image.new("RGB", (width, line + gap + sum(line + height + gap for height in heights)), "white")
+    pen = ImageDraw.Draw(page)
+    for column, title in enumerate(titles):
+        pen.text((gap + column * (cell + gap) + cell // 2, gap + line // 2), title, "black", font, anchor="mm")
+    top = line + gap
+    for (sentence, _), row, height in zip(rows, pictures, heights, strict=True):
+        pen.text((gap, top + line // 2), _fit(sentence, font, width - 2 * gap), "black", font, anchor="lm")
+        for column, picture in enumerate(row):
+            page.paste(picture, (gap + column * (cell + gap), top + line))
+        top += line + height + gap
+    return page
+
+
+def _fit(text: str, font, width: int) -> str:
+    """Cut `text` to `width` pixels on one line; characters the font lacks come out as boxes."""
+    text = " ".join(text.split())[:500]
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
+
+
+class SampleSheet:
+    """Collects the first samples of an evaluation and puts them on a contact sheet.
+
+    Args:
+        questions: the sentence of each row of the data set.
+        count: how many rows to show.
+    """
+
+    def __init__(self, questions: list[str], count: int):
+        self.questions = questions[:count]
+        self.rows: list[tuple[str, list[np.ndarray]]] = []
+
+    def add(self, batch: dict, output) -> None:
+        """Take what is wanted from a batch of `data.collate` and the model's output for it."""
+        for i, row in enumerate(batch["row"].tolist()):
+            if row < len(self.questions):
+                fused = to_image(output.fused[i])
+                predicted = (output.logits[i].argmax(0) == 1).cpu().numpy()
+                self.rows.append((self.questions[row], [
+                    to_image(batch["vis"][i]), to_image(batch["ir"][i]), fused, overlay(fused, predicted),
+                    overlay(fused, (batch["target"][i] == 1).numpy())]))
+
+    def save(self, path: str) -> None:
+        """Write the sheet, if there is anything on it."""
+        if self.rows:
+            contact_sheet(self.rows).save(path)

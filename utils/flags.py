@@ -1,0 +1,66 @@
+"""Types and checks of command-line flags that several scripts share."""
+import argparse
+import math
+import os
+
+from .errors import UsageError
+
+
+def at_least(least: float, kind: type = int):
+    """An argparse type: a finite number of `kind` (int or float) from `least` on."""
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value < math.inf:
+            raise argparse.ArgumentTypeError(f"must be a{' whole' if kind is int else ''} number of at least {least}, "
+                                             f"not {text!r}")
+        return value
+    return parse
+
+
+def image_size(text: str) -> int:
+    """An argparse type: a side in pixels that the segmenter can work on."""
+    value = at_least(1)(text)
+    if value <= 32:
+        raise argparse.ArgumentTypeError(f"{value} is too small: at 32 px and below the last Swin stage is a single "
+                                         "position, on which InstanceNorm cannot work; take 33 or more")
+    return value
+
+
+def thresholds(text: str) -> tuple[float, ...]:
+    """An argparse type: IoU thresholds between 0 and 1, separated by commas."""
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = (math.nan,)
+    if not all(0 <= value <= 1 for value in values):
+        raise argparse.ArgumentTypeError(f"must be numbers between 0 and 1 separated by commas, not {text!r}")
+    return values
+
+
+def require_existing(args: argparse.Namespace, *names: str) -> None:
+    """Check that each named flag, unless it is empty, points to a file or folder.
+
+    Raises:
+        UsageError: naming the flag and the path.
+    """
+    for name in names:
+        path = getattr(args, name)
+        if path and not os.path.exists(path):
+            raise UsageError(f"--{name}: there is no {path!r}; README.md, \"Data and weights\", says where to get it")
+
+
+def make_folder(path: str, flag: str) -> None:
+    """Create a folder for results unless it is there.
+
+    Raises:
+        UsageError: it cannot be made or written to.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{flag}: the folder {path!r} cannot be made ({error.strerror})") from error
+    if not os.access(path, os.W_OK):
+        raise UsageError(f"{flag}: the folder {path!r} is not writable")

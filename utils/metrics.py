@@ -1,0 +1,63 @@
+"""Segmentation metrics of referring expressions, from four pixel counts per sample."""
+import torch
+from torch import Tensor
+
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def pixel_counts(logits: Tensor, target: Tensor) -> Tensor:
+    """What every metric is made of.
+
+    Args:
+        logits: (B, 2, H, W); the prediction is argmax over the classes.
+        target: (B, H, W) int64, 1 on the referred object.
+    Returns:
+        (B, 5) int64: intersection, union, predicted pixels, true pixels, all pixels.
+    """
+    predicted = (logits.argmax(1) == 1).flatten(1)
+    truth = (target == 1).flatten(1)
+    pixels = torch.full((len(truth),), truth.shape[1], device=truth.device)
+    intersection, union = (predicted & truth).sum(1), (predicted | truth).sum(1)
+    return torch.stack([intersection, union, predicted.sum(1), truth.sum(1), pixels], dim=1)
+
+
+def sample_iou(counts: Tensor) -> Tensor:
+    """(N, 5) counts to (N,) float64 IoU in [0, 1]; 0 where the union is empty."""
+    intersection, union = counts[:, 0].double(), counts[:, 1].double()
+    return torch.where(union > 0, intersection / union.clamp(min=1), 0.0)
+
+
+def summarise(counts: Tensor, thresholds=THRESHOLDS) -> dict[str, float]:
+    """All metrics of a data set, in percent.
+
+    Args:
+        counts: (N, 5) int64 on the CPU, N ≥ 1, a row of `pixel_counts` for each sample.
+        thresholds: the t of precision@t, in [0, 1].
+    Returns:
+        `mIoU` mean over samples; `oIoU` Σ intersection / Σ union; `cIoU` the same for background and foreground,
+        averaged; `Precision`, `Recall`, `F1` of foreground pixels over the whole set; `precision@t` share of samples
+        with IoU ≥ t; `num_samples` (a count).
+    """
+    iou = sample_iou(counts)
+    intersection, union, predicted, truth, pixels = counts.sum(0).double()
+
+    def ratio(part, whole):
+        return float(100 * part / whole) if whole > 0 else 0.0
+
+    return {
+        "mIoU": float(100 * iou.mean()),
+        "oIoU": ratio(intersection, union),
+        "cIoU": (ratio(intersection, union) + ratio(pixels - union, pixels - intersection)) / 2,
+        "Precision": ratio(intersection, predicted),
+        "Recall": ratio(intersection, truth),
+        "F1": ratio(2 * intersection, predicted + truth),
+        **{f"precision@{t:g}": float(100 * (iou >= t).double().mean()) for t in thresholds},
+        "num_samples": len(counts),
+    }
+
+
+def table(metrics: dict[str, float]) -> str:
+    """The metrics as aligned lines, two decimals, for the terminal."""
+    width = max(map(len, metrics))
+    return "\n".join(f"{name:<{width}}  {value:>7.2f}" if isinstance(value, float) else f"{name:<{width}}  {value:>7}"
+                     for name, value in metrics.items())
