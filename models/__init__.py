@@ -1,4 +1,6 @@
 """The networks and the losses of RIS-FUSION."""
+import re
+
 from bert import build_text_encoder
 from utils.checkpoint import load_swin_weights
 
@@ -21,10 +23,11 @@ def parse_mha(text: str) -> tuple[int, int, int, int]:
     Raises:
         ValueError: not four whole numbers above 0.
     """
-    heads = tuple(int(number) for number in text.split("-")) if text else (1, 1, 1, 1)
-    if len(heads) != 4 or min(heads) < 1:
-        raise ValueError(f"{text!r} is not of the form 4-4-4-4")
-    return heads
+    if not text:
+        return (1, 1, 1, 1)
+    if not re.fullmatch(r"[1-9]\d*(-[1-9]\d*){3}", text):
+        raise ValueError(f"{text!r} is not four numbers of heads, as in 4-4-4-4")
+    return tuple(int(number) for number in text.split("-"))
 
 
 def build_model(args, pretrained: bool = True) -> RISFusion:

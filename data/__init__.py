@@ -1,0 +1,4 @@
+"""The MM-RIS data: reading it, merging its parts, and drawing synthetic scenes in its schema."""
+from .mm_ris import MMRISDataset, collate
+
+__all__ = ["MMRISDataset", "collate"]

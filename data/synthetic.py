@@ -1,0 +1,118 @@
+"""Write a small data set of synthetic scenes in the MM-RIS schema, and a tiny BERT to read its sentences.
+
+    python data/synthetic.py --out DIR --train 1500 --val 128 --test 128 --size 96 --seed 0
+
+makes DIR/mm_ris_train.parquet, mm_ris_val.parquet, mm_ris_test.parquet and DIR/bert/. Same arguments, same bytes.
+"""
+import argparse
+import io
+import os
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from tqdm import tqdm
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # when run as a script
+
+from bert.tiny import write_tiny_bert
+from data.parquet_rows import ROWS_PER_GROUP, replacing
+from data.scenes import draw_infrared, draw_mask, draw_visible, make_scene, pick_expression, sentence
+from utils.errors import UsageError, run
+
+SPLITS = ("train", "val", "test")
+SCHEMA = pa.schema([
+    ("index", pa.int64()), ("image_name", pa.string()), ("visible_image", pa.binary()),
+    ("infrared_image", pa.binary()), ("question", pa.string()), ("segmentation", pa.binary())])
+
+
+def make_rows(split: str, count: int, size: int, seed: int):
+    """Yield `count` rows of the schema; one to three of them share a scene, each about another of its objects."""
+    index, number = 0, 0
+    while index < count:
+        scene_seed = (seed, SPLITS.index(split), number)
+        scene = make_scene(scene_seed)
+        rng = np.random.default_rng((*scene_seed, 3))
+        images = {
+            "image_name": f"{split}_{number:05d}.jpg",
+            "visible_image": encode(draw_visible(scene, size), "JPEG", quality=95, subsampling=0),
+            "infrared_image": encode(draw_infrared(scene, size), "PNG")}
+        for target in rng.permutation(len(scene.objects))[: rng.integers(1, 4)]:
+            attributes = pick_expression(scene, target, rng)
+            if attributes is None or index == count:
+                continue
+            mask = io.BytesIO()
+            np.save(mask, draw_mask(scene.objects[target], size), allow_pickle=False)
+            yield images | {"index": index, "question": sentence(attributes), "segmentation": mask.getvalue()}
+            index += 1
+        number += 1
+
+
+def encode(image: np.ndarray, kind: str, **options) -> bytes:
+    """`image`, (H, W, 3) or (H, W) uint8, as the bytes of a PNG or JPEG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def write_split(path: str, split: str, count: int, size: int, seed: int) -> list[str]:
+    """Write one parquet file; return its sentences."""
+    sentences, group = [], []
+    rows = tqdm(make_rows(split, count, size, seed), total=count, desc=os.path.basename(path), unit="row")
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
+        for row in rows:
+            sentences.append(row["question"])
+            group.append(row)
+            if len(group) == ROWS_PER_GROUP or len(sentences) == count:
+                writer.write_table(pa.Table.from_pylist(group, SCHEMA))
+                group = []
+    return sentences
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Write synthetic infrared-visible scenes with referring expressions in the MM-RIS schema, and a "
+                    "tiny BERT folder for them.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to; made if absent")
+    for split, rows in zip(SPLITS, (1500, 128, 128), strict=True):
+        parser.add_argument(f"--{split}", type=whole(1), default=rows, metavar="N",
+                            help=f"rows in mm_ris_{split}.parquet")
+    parser.add_argument("--size", type=whole(48), default=96, metavar="S", help="side of the images, pixels")
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="K", help="same seed, same bytes")
+    return parser.parse_args(arguments)
+
+
+def whole(least: int):
+    """A parser of whole numbers from `least` on, for argparse."""
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, not {text!r}")
+        return value
+    return parse
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse_arguments(arguments)
+    try:
+        os.makedirs(args.out, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out: the folder {args.out!r} cannot be made ({error.strerror})") from error
+    sentences = []
+    for split in SPLITS:
+        path = os.path.join(args.out, f"mm_ris_{split}.parquet")
+        count = getattr(args, split)
+        sentences += write_split(path, split, count, args.size, args.seed)
+        print(f"wrote {path}: {count} rows")
+    folder = os.path.join(args.out, "bert")
+    write_tiny_bert(folder, sentences, args.seed)
+    print(f"wrote {folder}: a tiny BERT with random weights")
+
+
+if __name__ == "__main__":
+    run(main)

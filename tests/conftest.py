@@ -1,0 +1,49 @@
+"""Small data and models that several tests share, made once for each run of the suite."""
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def script(name: str, *arguments, ok: bool = True) -> subprocess.CompletedProcess:
+    """Run a script of the project as a person would, from its folder; `ok` demands exit code 0."""
+    result = subprocess.run([sys.executable, name, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
+                            stdin=subprocess.DEVNULL, check=False)
+    if ok:
+        assert result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> Path:
+    """A folder with a small synthetic data set and its BERT."""
+    folder = tmp_path_factory.mktemp("scenes")
+    script("data/synthetic.py", "--out", folder, "--train", 16, "--val", 6, "--test", 7, "--size", 64, "--seed", 3)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(scenes) -> str:
+    """A BERT folder: two layers, 128 wide."""
+    return str(scenes / "bert")
+
+
+def train(scenes: Path, output_dir: Path, *more, ok: bool = True) -> subprocess.CompletedProcess:
+    """A short training run on `scenes` from random weights; `more` flags override."""
+    return script(
+        "train_with_lavt.py", "--train_parquet", scenes / "mm_ris_train.parquet", "--val_parquet",
+        scenes / "mm_ris_val.parquet", "--bert_tokenizer", scenes / "bert", "--ck_bert", scenes / "bert",
+        "--pretrained_swin_weights", "", "--init_from_lavt_one", "", "--swin_type", "micro", "--prefusion_base_ch", 4,
+        "--img_size", 64, "-b", 4, "-j", 0, "--epochs", 2, "--lr_seg", 1e-3, "--lr_pf", 1e-3, "--device", "cpu",
+        "--eval_vis_dir", output_dir / "eval_vis", "--output-dir", output_dir, *more, ok=ok)
+
+
+@pytest.fixture(scope="session")
+def trained(scenes, tmp_path_factory) -> Path:
+    """The output folder of a short training run."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "stdout.txt").write_text(train(scenes, folder).stdout)
+    return folder

@@ -1,0 +1,196 @@
+"""test.py, run as someone runs it who wants the numbers of a table."""
+import argparse
+import csv
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import script
+from PIL import Image
+
+from utils import checkpoint
+from utils.results import file_stem, unique_names
+
+
+@pytest.fixture(scope="module")
+def wide_scenes(scenes, tmp_path_factory):
+    """The test scenes with images of 100×70 px, without `index`, one of them with a name that points elsewhere."""
+    rows = pq.read_table(scenes / "mm_ris_test.parquet").to_pylist()
+    for row in rows:
+        for column in ("visible_image", "infrared_image"):
+            buffer = io.BytesIO()
+            Image.open(io.BytesIO(row[column])).convert("RGB").resize((100, 70)).save(buffer, "PNG")
+            row[column] = buffer.getvalue()
+        mask = np.asarray(Image.fromarray(np.load(io.BytesIO(row["segmentation"])) * 255).resize((100, 70), 0))
+        buffer = io.BytesIO()
+        np.save(buffer, mask)
+        row["segmentation"] = buffer.getvalue()
+        del row["index"]
+    rows[0]["image_name"] = "../../outside"
+    path = tmp_path_factory.mktemp("wide") / "test.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def evaluate(trained, parquet, out_dir, *more, ok=True):
+    return script("test.py", "--ckpt", trained / "last.pth", "--test_parquet", parquet, "--out_dir", out_dir,
+                  "-j", 0, "--device", "cpu", *more, ok=ok)
+
+
+@pytest.fixture(scope="module")
+def result(trained, wide_scenes, tmp_path_factory):
+    """An evaluation that is told nothing but checkpoint, data and output folder."""
+    out_dir = tmp_path_factory.mktemp("holder") / "out"
+    process = evaluate(trained, wide_scenes, out_dir)
+    return argparse.Namespace(out_dir=out_dir, stdout=process.stdout, parquet=wide_scenes,
+                              metrics=json.loads((out_dir / "metrics.json").read_text()),
+                              samples=list(csv.DictReader((out_dir / "per_sample.csv").open(newline=""))))
+
+
+def test_the_metrics_are_printed_and_written(result):
+    assert list(result.metrics) == ["mIoU", "oIoU", "cIoU", "Precision", "Recall", "F1", "precision@0.5",
+                                    "precision@0.6", "precision@0.7", "precision@0.8", "precision@0.9", "num_samples"]
+    assert result.metrics["num_samples"] == 7
+    for name, value in result.metrics.items():
+        assert any(line.split() == [name, f"{value:.2f}" if name != "num_samples" else "7"]
+                   for line in result.stdout.splitlines())
+
+
+def test_the_samples_add_up_to_the_metrics(result):
+    source = pq.read_table(result.parquet).to_pylist()
+    assert list(result.samples[0]) == ["index", "image_name", "question", "iou", "intersection", "union"]
+    assert [int(sample["index"]) for sample in result.samples] == list(range(7))  # row numbers, without the column
+    assert [sample["question"] for sample in result.samples] == [row["question"] for row in source]
+    iou = [float(sample["iou"]) for sample in result.samples]
+    parts = [(int(sample["intersection"]), int(sample["union"])) for sample in result.samples]
+    assert iou == pytest.approx([i / u if u else 0 for i, u in parts], abs=1e-6)
+    assert result.metrics["mIoU"] == pytest.approx(100 * sum(iou) / 7, abs=1e-3)
+    assert result.metrics["oIoU"] == pytest.approx(100 * sum(i for i, _ in parts) / sum(u for _, u in parts))
+
+
+def test_every_picture_has_its_original_size(result):
+    for folder, suffix in (("Binary", "png"), ("Overlay", "jpg"), ("GT", "jpg")):
+        assert {path.name for path in (result.out_dir / folder).iterdir()} == {f"{i}.{suffix}" for i in range(7)}
+    pictures = [path for path in result.out_dir.rglob("*/*") if path.is_file()]
+    assert len(pictures) == 4 * 7
+    assert all(Image.open(path).size == (100, 70) for path in pictures)
+    assert min(Image.open(result.out_dir / "contact_sheet.png").size) > 300
+
+
+def fused_stem(rows: list[dict], index: int) -> str:
+    names = [row["image_name"] for row in rows]
+    return f"{names[index]}_{index}" if names.count(names[index]) > 1 else names[index]
+
+
+def test_masks_are_black_and_white_and_overlays_red(result):
+    source = pq.read_table(result.parquet).to_pylist()
+    for index in range(7):
+        assert set(np.unique(np.asarray(Image.open(result.out_dir / "Binary" / f"{index}.png")))) <= {0, 255}
+        truth = np.load(io.BytesIO(source[index]["segmentation"])) > 0
+        fused, marked = (np.asarray(Image.open(result.out_dir / path).convert("RGB")).astype(int) for path in (
+            f"fusion/{'.._.._outside' if index == 0 else fused_stem(source, index)}.jpg", f"GT/{index}.jpg"))
+        change = marked - fused
+        assert change[truth][:, 0].mean() > 20 and change[truth][:, 1:].mean() < -20
+        assert np.abs(change[~truth]).mean() < 3
+
+
+def test_names_from_the_data_stay_in_the_output_folder(result):
+    names = {path.name for path in (result.out_dir / "fusion").iterdir()}
+    assert len(names) == 7
+    assert ".._.._outside.jpg" in names
+    assert {path.name for path in result.out_dir.parent.iterdir()} == {"out"}
+
+
+def test_a_name_that_several_rows_share_gets_the_index(result):
+    source = pq.read_table(result.parquet).to_pylist()
+    names = {path.name for path in (result.out_dir / "fusion").iterdir()}
+    assert names == {".._.._outside.jpg"} | {f"{fused_stem(source, row)}.jpg" for row in range(1, 7)}
+    assert len({row["image_name"] for row in source}) < 7
+
+
+@pytest.mark.parametrize(("names", "expected"), [
+    (["a", "b"], ["a", "b"]),
+    (["a", "a"], ["a_10", "a_11"]),
+    (["A", "a"], ["A_10", "a_11"]),
+    (["a", "a", "a_10"], ["a_10_10", "a_11", "a_10"])])
+def test_no_two_fused_images_share_a_file(names, expected):
+    assert unique_names(names, range(10, 10 + len(names))) == expected
+
+
+@pytest.mark.parametrize(("name", "stem"), [
+    ("FLIR_1", "FLIR_1"), ("a/b\\c", "a_b_c"), ("..", "_.."), ("", "_"), ("line\nbreak\0", "line_break_"),
+    ("图像", "图像")])
+def test_any_name_becomes_a_plain_file_name(name, stem):
+    assert file_stem(name) == stem
+
+
+def test_a_very_long_name_is_cut_to_what_file_systems_take():
+    assert len(file_stem("图" * 500).encode()) <= 200
+
+
+def test_batch_size_and_workers_do_not_change_the_result(result, trained, tmp_path):
+    evaluate(trained, result.parquet, tmp_path, "-b", 1, "-j", 1)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics == pytest.approx(result.metrics, abs=0.05)
+
+
+def test_swapped_sentences_are_seeded_and_none_stays(result, trained, tmp_path):
+    questions = {}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        evaluate(trained, result.parquet, tmp_path / name, "--shuffle_text", "--seed", seed)
+        with (tmp_path / name / "per_sample.csv").open(newline="") as file:
+            questions[name] = [sample["question"] for sample in csv.DictReader(file)]
+    original = [sample["question"] for sample in result.samples]
+    assert questions["a"] == questions["b"] != questions["c"]
+    assert sorted(questions["a"]) == sorted(original)
+    assert all(new != old for new, old in zip(questions["a"], original, strict=True))
+
+
+def test_the_command_line_beats_the_checkpoint(trained, wide_scenes, tmp_path):
+    evaluate(trained, wide_scenes, tmp_path, "--img_size", 96, "--iou_thresholds", "0.25,0.5")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert "precision@0.25" in metrics and "precision@0.9" not in metrics
+    samples = list(csv.DictReader((tmp_path / "per_sample.csv").open(newline="")))
+    assert max(int(sample["union"]) for sample in samples) > 0
+    process = evaluate(trained, wide_scenes, tmp_path, "--mha", "1-2-4-3", ok=False)
+    assert process.returncode == 2
+    assert "--mha: " in process.stderr
+
+
+def test_paths_stored_in_a_checkpoint_are_used_only_if_they_exist_here(trained, scenes, wide_scenes, tmp_path):
+    content = checkpoint.read(str(trained / "last.pth"), "--ckpt")
+    content["args"] = argparse.Namespace(**content["args"] | {"ck_bert": "/elsewhere", "bert_tokenizer": "/elsewhere",
+                                                              "device": torch.device("cuda", 3)})
+    torch.save(content, tmp_path / "last.pth")
+    process = evaluate(tmp_path, wide_scenes, tmp_path / "out", ok=False)
+    assert process.returncode == 2
+    assert "--bert_tokenizer: there is no './bert/pretrained_weights/bert-base-uncased'" in process.stderr
+    evaluate(tmp_path, wide_scenes, tmp_path / "out", "--ck_bert", scenes / "bert", "--bert_tokenizer", scenes / "bert")
+    assert (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_a_checkpoint_without_bert_says_so_loudly(trained, wide_scenes, tmp_path):
+    content = checkpoint.read(str(trained / "last.pth"), "--ckpt")
+    del content["bert_model"]
+    torch.save(content, tmp_path / "last.pth")
+    assert "WARNING" in evaluate(tmp_path, wide_scenes, tmp_path / "out").stdout
+
+
+@pytest.mark.parametrize(("flags", "code", "message"), [
+    (["--ckpt", "absent.pth"], 2, "--ckpt: there is no 'absent.pth'"),
+    (["--ckpt", "README.md"], 1, "--ckpt: README.md cannot be read"),
+    (["--test_parquet", "absent"], 2, "--test_parquet: there is no 'absent'"),
+    (["--img_size", "32"], 2, "single position, on which InstanceNorm"),
+    (["--iou_thresholds", "50,60"], 2, "numbers between 0 and 1"),
+    (["--iou_thresholds", "a"], 2, "numbers between 0 and 1"),
+    (["--out_dir", "README.md"], 2, "--out_dir: the folder 'README.md' cannot be made"),
+    (["-b", "0"], 2, "a whole number of at least 1")])
+def test_what_cannot_work_ends_with_one_sentence(flags, code, message, trained, wide_scenes, tmp_path):
+    process = evaluate(trained, wide_scenes, tmp_path, *flags, ok=False)
+    assert process.returncode == code
+    assert message in process.stderr
+    assert "Traceback" not in process.stderr

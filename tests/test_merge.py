@@ -1,0 +1,184 @@
+"""Merging parquet parts: the same rows in small groups, or a sentence on what is wrong and no output."""
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data import merge_parquet
+from utils.errors import InputError, UsageError, run
+
+SCRIPT = Path(__file__).resolve().parent.parent / "data" / "merge_parquet.py"
+
+
+def table(start, count):
+    rows = range(start, start + count)
+    return pa.table({
+        "index": pa.array(rows, pa.int64()),
+        "question": [None if row % 7 == 0 else f"sentence {row}" for row in rows],
+        "visible_image": [os.urandom(50 + row % 5) for row in rows]})
+
+
+@pytest.fixture
+def parts(tmp_path):
+    tables = [table(0, 37), table(37, 50)]
+    for number, part in enumerate(tables, 1):
+        pq.write_table(part, tmp_path / f"part{number}.parquet", row_group_size=23)
+    return tables
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def merge(tmp_path, *names, out="out.parquet"):
+    merge_parquet.main([*(str(tmp_path / name) for name in names), "--out", str(tmp_path / out)])
+
+
+def test_rows_keep_their_order_and_values_in_groups_of_16(tmp_path, parts, capsys):
+    merge(tmp_path, "part1.parquet", "part2.parquet")
+    merged = pq.ParquetFile(tmp_path / "out.parquet")
+    assert merged.read().equals(pa.concat_tables(parts))
+    groups = [merged.metadata.row_group(i).num_rows for i in range(merged.num_row_groups)]
+    assert groups == [16, 16, 16, 16, 16, 7]
+    assert "out.parquet: 87 rows from 2 files" in capsys.readouterr().out
+    assert files(tmp_path) == ["out.parquet", "part1.parquet", "part2.parquet"]
+
+
+def test_without_arguments_the_two_training_parts_are_merged(tmp_path, parts, monkeypatch):
+    (tmp_path / "data").mkdir()
+    for number in (1, 2):
+        (tmp_path / f"part{number}.parquet").rename(tmp_path / "data" / f"mm_ris_train_part{number}.parquet")
+    done = subprocess.run([sys.executable, str(SCRIPT)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert pq.read_table(tmp_path / "data" / "mm_ris_train.parquet").equals(pa.concat_tables(parts))
+
+
+def test_without_the_training_parts_the_missing_one_is_named(tmp_path):
+    done = subprocess.run([sys.executable, str(SCRIPT)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "mm_ris_train_part1.parquet" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_one_part_is_rewritten_in_small_groups(tmp_path, parts):
+    merge(tmp_path, "part2.parquet")
+    assert pq.read_table(tmp_path / "out.parquet").equals(parts[1])
+    assert pq.ParquetFile(tmp_path / "out.parquet").metadata.row_group(0).num_rows == 16
+
+
+def test_what_pandas_wrote_it_can_read_again(tmp_path):
+    frames = [pd.DataFrame({"question": ["a", "b"], "segmentation": [b"x", b"\0"]}), pd.DataFrame(
+        {"question": ["c"], "segmentation": [b"z"]})]
+    for number, frame in enumerate(frames):
+        frame.to_parquet(tmp_path / f"{number}.parquet")
+    merge(tmp_path, "0.parquet", "1.parquet")
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out.parquet"), pd.concat(frames, ignore_index=True))
+
+
+def test_columns_in_another_order_are_matched_by_name(tmp_path, parts):
+    pq.write_table(parts[1].select(["visible_image", "index", "question"]), tmp_path / "part2.parquet")
+    merge(tmp_path, "part1.parquet", "part2.parquet")
+    assert pq.read_table(tmp_path / "out.parquet").equals(pa.concat_tables(parts))
+
+
+def test_parts_without_rows_add_none(tmp_path, parts):
+    pq.write_table(parts[1].slice(0, 0), tmp_path / "part2.parquet")
+    merge(tmp_path, "part2.parquet", "part1.parquet")
+    assert pq.read_table(tmp_path / "out.parquet").equals(parts[0])
+    merge(tmp_path, "part2.parquet", out="empty.parquet")
+    assert pq.read_table(tmp_path / "empty.parquet").equals(parts[1].slice(0, 0))
+
+
+def test_an_old_output_is_replaced_by_the_new_one(tmp_path, parts):
+    (tmp_path / "out.parquet").write_bytes(b"old")
+    merge(tmp_path, "part1.parquet")
+    assert pq.read_table(tmp_path / "out.parquet").num_rows == 37
+
+
+def fails(tmp_path, error, *names, out="out.parquet"):
+    """Merge in vain; the message. An old output is untouched, and no other file appears."""
+    (tmp_path / "out.parquet").write_bytes(b"old")
+    before = files(tmp_path)
+    with pytest.raises(error) as caught:
+        merge(tmp_path, *names, out=out)
+    assert (tmp_path / "out.parquet").read_bytes() == b"old"
+    assert files(tmp_path) == before
+    assert "\n" not in str(caught.value)
+    assert caught.type is error
+    return str(caught.value)
+
+
+def test_a_missing_part_leaves_no_output_behind(tmp_path, parts):
+    assert "part3.parquet" in fails(tmp_path, UsageError, "part1.parquet", "part3.parquet")
+
+
+def test_a_part_of_another_kind_leaves_no_output_behind(tmp_path, parts):
+    (tmp_path / "part2.parquet").write_bytes(b"<html>")
+    assert "part2.parquet" in fails(tmp_path, InputError, "part1.parquet", "part2.parquet")
+
+
+def test_a_part_damaged_inside_leaves_no_output_behind(tmp_path, parts):
+    path = tmp_path / "part2.parquet"
+    pq.write_table(parts[1], path, compression="gzip")
+    column = pq.ParquetFile(path).metadata.row_group(0).column(2)
+    content = bytearray(path.read_bytes())
+    start = column.dictionary_page_offset
+    content[start:start + column.total_compressed_size] = bytes(column.total_compressed_size)
+    path.write_bytes(content)
+    message = fails(tmp_path, InputError, "part1.parquet", "part2.parquet")
+    assert "part2.parquet" in message and "damaged" in message
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda part: part.drop_columns(["question"]), "column question is missing"),
+    (lambda part: part.append_column("extra", part["index"]), "column extra is not in"),
+    (lambda part: part.set_column(0, "index", part["index"].cast(pa.int32())), "column index holds int32, but int64"),
+])
+def test_other_columns_in_a_part_leave_no_output_behind(tmp_path, parts, change, words):
+    pq.write_table(change(parts[1]), tmp_path / "part2.parquet")
+    message = fails(tmp_path, InputError, "part1.parquet", "part2.parquet")
+    assert "part2.parquet" in message and words in message
+
+
+def test_a_part_cannot_be_the_output(tmp_path, parts):
+    (tmp_path / "link.parquet").symlink_to(tmp_path / "part1.parquet")
+    for out in ("part1.parquet", "../" + tmp_path.name + "/part1.parquet", "link.parquet"):
+        assert "is one of the parts" in fails(tmp_path, UsageError, "part1.parquet", "part2.parquet", out=out)
+    assert pq.read_table(tmp_path / "part1.parquet").equals(parts[0])
+
+
+@pytest.mark.parametrize("out", ["nowhere/out.parquet", "."])
+def test_an_output_outside_any_folder_is_refused(tmp_path, parts, out):
+    assert "--out" in fails(tmp_path, UsageError, "part1.parquet", out=out)
+
+
+@pytest.mark.parametrize("arguments", [["a.parquet"], ["--out", "b.parquet"], ["a.parquet", "--out"], ["--fast"]])
+def test_a_wrong_command_line_ends_with_2(arguments):
+    with pytest.raises(SystemExit) as stopped:
+        merge_parquet.main(arguments)
+    assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize("error, code", [("missing", 2), ("damaged", 1)])
+def test_the_exit_code_tells_a_wrong_name_from_bad_data(tmp_path, parts, error, code, capsys):
+    if error == "damaged":
+        (tmp_path / "part3.parquet").write_bytes(b"PAR1")
+    with pytest.raises(SystemExit) as stopped:
+        run(lambda: merge(tmp_path, "part1.parquet", "part3.parquet"))
+    assert stopped.value.code == code
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_interrupting_leaves_no_output_behind(tmp_path, parts, monkeypatch):
+    def interrupted(*arguments):
+        yield table(0, 20)
+        assert len(files(tmp_path)) == 3  # the temporary file lies in the output's folder
+        os.kill(os.getpid(), signal.SIGINT)
+    monkeypatch.setattr(merge_parquet, "read_batches", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        merge(tmp_path, "part1.parquet", "part2.parquet")
+    assert files(tmp_path) == ["part1.parquet", "part2.parquet"]

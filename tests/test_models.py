@@ -1,0 +1,195 @@
+"""The networks and losses compute what the authors' implementation computes."""
+from types import SimpleNamespace
+
+import pytest
+import torch
+from parity import checkpoint_keys, fill_, golden, inputs
+from transformers import BertConfig, BertModel
+
+from models import build_criterion, build_model
+
+GOLDEN = golden()
+README_WEIGHTS = {"lambda_prefusion": 3.0, "w_sobel_vis": 0.0, "w_sobel_ir": 1.0, "w_grad": 1.0, "w_ssim_vis": 0.5,
+                  "w_ssim_ir": 0.0, "w_mse_vis": 0.5, "w_mse_ir": 2.0}
+
+
+def arguments(**changes) -> SimpleNamespace:
+    args = {"swin_type": "tiny", "window12": False, "mha": "", "fusion_drop": 0.0, "prefusion_base_ch": 32,
+            "ck_bert": "", "pretrained_swin_weights": "", "seg_loss": "ce", **README_WEIGHTS}
+    return SimpleNamespace(**(args | changes))
+
+
+@pytest.fixture(scope="module")
+def two_layer_bert(tmp_path_factory) -> str:
+    folder = str(tmp_path_factory.mktemp("bert"))
+    config = BertConfig(vocab_size=1000, num_hidden_layers=2)
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=list(GOLDEN))
+def case(request, two_layer_bert):
+    """One published configuration: its figures, its arguments, the filled model and its inputs."""
+    figures = GOLDEN[request.param]
+    config = figures["config"]
+    args = arguments(ck_bert=two_layer_bert, **{name: config[name] for name in (
+        "swin_type", "window12", "mha", "prefusion_base_ch")})
+    model = build_model(args)
+    for network in (model.text_encoder, model.fuser, model.segmenter):
+        fill_(network)
+    return SimpleNamespace(figures=figures, args=args, model=model.eval(),
+                           inputs=inputs(config["height"], config["width"], config["batch"]))
+
+
+def forward(case):
+    return case.model(*(case.inputs[name] for name in ("vis", "ir", "input_ids", "attention_mask")))
+
+
+def assert_like(tensor: torch.Tensor, figures: dict, tolerance: float = 1e-4) -> None:
+    assert list(tensor.shape) == figures["shape"]
+    flat = tensor.detach().double().flatten()
+    slack = tolerance * figures["absmax"]
+    assert float(flat.mean()) == pytest.approx(figures["mean"], abs=slack)
+    assert float(flat.std(unbiased=False)) == pytest.approx(figures["std"], abs=slack)
+    assert float(flat.abs().max()) == pytest.approx(figures["absmax"], abs=slack)
+    for index, value in figures["at"].items():
+        assert float(flat[int(index)]) == pytest.approx(value, abs=slack)
+
+
+def test_every_network_gives_the_published_figures(case):
+    features = {}
+    hook = case.model.segmenter.backbone.register_forward_hook(lambda _, __, output: features.update(enumerate(output)))
+    with torch.no_grad():
+        output = forward(case)
+        text = case.model.text_encoder(case.inputs["input_ids"], attention_mask=case.inputs["attention_mask"])
+    hook.remove()
+    assert_like(text.last_hidden_state, case.figures["bert_last_hidden"])
+    assert_like(output.fused, case.figures["fused"])
+    for stage in range(4):
+        assert_like(features[stage], case.figures[f"backbone_stage{stage}"])
+    assert_like(output.logits, case.figures["logits"])
+
+
+def test_losses_and_gradients_give_the_published_figures(case):
+    losses = case.figures["losses"]
+    output = forward(case)
+    images = (case.inputs["vis"], case.inputs["ir"], case.inputs["target"])
+    loss, terms = build_criterion(case.args)(output, *images)
+    for name in ("ssim_vis", "ssim_ir", "mse_vis", "mse_ir", "sobel_vis", "sobel_ir", "grad"):
+        assert float(terms[name]) == pytest.approx(losses[name], rel=1e-4)
+    assert float(terms["fusion"]) == pytest.approx(losses["total"], rel=1e-4)
+    assert float(terms["total"]) == float(loss.detach()) == pytest.approx(losses["joint_ce"], rel=1e-4)
+    assert not any(term.requires_grad for term in terms.values())
+    for seg_loss in ("ce", "dice", "bce_area"):
+        case.args.seg_loss = seg_loss
+        _, terms = build_criterion(case.args)(output, *images)
+        assert float(terms["seg"]) == pytest.approx(losses[f"seg_{seg_loss}"], rel=1e-4)
+
+    case.model.zero_grad()
+    loss.backward()
+    networks = {"model": case.model.segmenter, "prefusion_model": case.model.fuser,
+                "bert_model": case.model.text_encoder}
+    for name, norm in case.figures["grad_norms"].items():
+        network, _, parameter = name.partition(":")
+        assert float(networks[network].get_parameter(parameter).grad.norm()) == pytest.approx(norm, rel=3e-3), name
+
+
+def test_the_fuser_in_training_mode_gives_the_published_figures(case):
+    for network in (case.model.text_encoder, case.model.fuser):
+        fill_(network)
+    case.model.fuser.train()
+    with torch.no_grad():
+        text = case.model.text_encoder(case.inputs["input_ids"], attention_mask=case.inputs["attention_mask"])
+        fused = case.model.fuser(case.inputs["vis"], case.inputs["ir"], text.last_hidden_state,
+                                 case.inputs["attention_mask"])
+    case.model.eval()
+    assert_like(fused, case.figures["fused_train_mode"])
+
+
+def test_the_state_dicts_have_the_released_keys_dtypes_and_shapes():
+    model = build_model(arguments(swin_type="base", window12=True))
+    networks = {"model": model.segmenter, "prefusion_model": model.fuser, "bert_model": model.text_encoder}
+    for name, released in checkpoint_keys().items():
+        ours = {key: [str(tensor.dtype).removeprefix("torch."), *tensor.shape]
+                for key, tensor in networks[name].state_dict().items()}
+        assert ours == released
+
+
+def test_text_and_images_of_any_width_fit_together(tiny_bert):
+    model = build_model(arguments(swin_type="micro", prefusion_base_ch=4, ck_bert=tiny_bert))
+    batch = inputs(45, 67, vocab=20)
+    output = model(*(batch[name] for name in ("vis", "ir", "input_ids", "attention_mask")))
+    assert output.fused.shape == (2, 3, 45, 67)
+    assert output.logits.shape == (2, 2, 45, 67)
+
+
+def test_padding_words_change_nothing(tiny_bert):
+    torch.manual_seed(0)
+    model = build_model(arguments(swin_type="micro", prefusion_base_ch=4, ck_bert=tiny_bert)).eval()
+    batch = inputs(64, 64, vocab=20)
+    short = {name: batch[name][1:] for name in batch}
+    cut = short | {name: short[name][:, :7] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        padded, unpadded = (model(*(b[name] for name in ("vis", "ir", "input_ids", "attention_mask")))
+                            for b in (short, cut))
+    torch.testing.assert_close(padded.fused, unpadded.fused, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(padded.logits, unpadded.logits, atol=1e-5, rtol=1e-4)
+
+
+def test_the_segmentation_loss_reaches_fuser_and_text_encoder(tiny_bert):
+    model = build_model(arguments(swin_type="micro", prefusion_base_ch=4, ck_bert=tiny_bert))
+    batch = inputs(64, 64, vocab=20)
+    output = model(*(batch[name] for name in ("vis", "ir", "input_ids", "attention_mask")))
+    _, terms = build_criterion(arguments(lambda_prefusion=0.0))(output, batch["vis"], batch["ir"], batch["target"])
+    assert terms["total"] == terms["seg"]
+    loss, _ = build_criterion(arguments(lambda_prefusion=0.0))(output, batch["vis"], batch["ir"], batch["target"])
+    loss.backward()
+    assert all(parameter.grad.abs().sum() > 0 for name, parameter in model.fuser.named_parameters()
+               if name.endswith("outc.weight"))
+    assert model.text_encoder.embeddings.word_embeddings.weight.grad.abs().sum() > 0
+
+
+def test_images_of_32_px_or_less_are_refused_with_the_reason(tiny_bert):
+    model = build_model(arguments(swin_type="micro", prefusion_base_ch=4, ck_bert=tiny_bert))
+    batch = inputs(32, 32, vocab=20)
+    with pytest.raises(ValueError, match="single position, on which InstanceNorm"):
+        model(*(batch[name] for name in ("vis", "ir", "input_ids", "attention_mask")))
+
+
+def test_random_weights_start_as_swin_does(tiny_bert):
+    torch.manual_seed(0)
+    backbone = build_model(arguments(swin_type="micro", prefusion_base_ch=4, ck_bert=tiny_bert)).segmenter.backbone
+    block = backbone.layers[2].blocks[1]
+    for weight in (block.attn.qkv.weight, block.mlp.fc1.weight, block.attn.relative_position_bias_table):
+        assert float(weight.detach().std()) == pytest.approx(0.02, rel=0.1)
+    assert not block.attn.qkv.bias.any() and not block.mlp.fc2.bias.any()
+    assert bool((block.norm1.weight == 1).all()) and not block.norm1.bias.any()
+
+
+def test_stochastic_depth_rises_linearly_to_three_tenths(tiny_bert):
+    backbone = build_model(arguments(ck_bert=tiny_bert)).segmenter.backbone
+    rates = [block.drop_path.drop_prob for stage in backbone.layers for block in stage.blocks]
+    assert rates == pytest.approx([0.3 * i / 11 for i in range(12)])
+
+
+def test_dice_and_bce_area_leave_out_a_class_that_a_sample_lacks():
+    output = SimpleNamespace(fused=torch.zeros(1, 3, 40, 40), logits=torch.full((1, 2, 40, 40), -20.0))
+    image, empty = torch.zeros(1, 3, 40, 40), torch.zeros(1, 40, 40, dtype=torch.long)
+    for seg_loss in ("dice", "bce_area"):
+        _, terms = build_criterion(arguments(seg_loss=seg_loss))(output, image, image, empty)
+        assert float(terms["seg"]) == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("mha", ["1-2-4", "a-b-c-d", "1-1-1-0", "3-3-3-3"])
+def test_head_counts_that_cannot_be_are_refused(mha, tiny_bert):
+    with pytest.raises(ValueError, match=mha):
+        build_model(arguments(swin_type="micro", mha=mha, ck_bert=tiny_bert))
+
+
+@pytest.mark.parametrize(("window12", "name", "window"), [
+    (False, "", 7), (True, "", 12), (False, "/weights/swin_base_patch4_window12_384_22k.pth", 12),
+    (False, "/window12/swin_base_patch4_window7_224.pth", 7)])
+def test_the_window_follows_the_flag_or_the_name_of_the_swin_file(window12, name, window, tiny_bert):
+    args = arguments(swin_type="micro", window12=window12, pretrained_swin_weights=name, ck_bert=tiny_bert)
+    model = build_model(args, pretrained=False)
+    assert model.segmenter.backbone.layers[0].window == window

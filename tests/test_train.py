@@ -1,0 +1,175 @@
+"""train_with_lavt.py, run as a researcher runs it."""
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import script, train
+from PIL import Image
+
+from utils import checkpoint
+
+TERMS = ["ssim_vis", "ssim_ir", "mse_vis", "mse_ir", "sobel_vis", "sobel_ir", "grad", "fusion", "seg", "total"]
+README_RECIPE = {
+    "train_parquet": "./data/mm_ris_train.parquet", "val_parquet": "./data/mm_ris_val.parquet",
+    "prefusion_model": "unet_fuser", "prefusion_base_ch": 32, "epochs": 10, "batch_size": 16, "workers": 16,
+    "img_size": 480, "swin_type": "base",
+    "pretrained_swin_weights": "./pretrained_weights/swin_base_patch4_window12_384_22k.pth",
+    "bert_tokenizer": "./bert/pretrained_weights/bert-base-uncased",
+    "ck_bert": "./bert/pretrained_weights/bert-base-uncased",
+    "init_from_lavt_one": "./pretrained_weights/lavt_one_8_cards_ImgNet22KPre_swin-base-window12_refcoco+_adamw_"
+                          "b32lr0.00005wd1e-2_E40.pth",
+    "lr_seg": 5e-5, "wd_seg": 1e-2, "lr_pf": 1e-4, "wd_pf": 1e-2, "lambda_prefusion": 3.0, "w_sobel_vis": 0.0,
+    "w_sobel_ir": 1.0, "w_grad": 1.0, "w_ssim_vis": 0.5, "w_ssim_ir": 0.0, "w_mse_vis": 0.5, "w_mse_ir": 2.0,
+    "eval_vis_dir": "./eval_vis", "output_dir": "./ckpts/risfusion", "model_id": "lavt"}
+
+
+def epochs_of(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_plain_run_is_the_published_recipe():
+    from train_with_lavt import build_parser
+
+    defaults = vars(build_parser().parse_args([]))
+    assert {name: defaults[name] for name in README_RECIPE} == README_RECIPE
+
+
+def test_the_log_has_every_term_rate_and_metric_of_every_epoch(trained):
+    epochs = epochs_of(trained)
+    assert [epoch["epoch"] for epoch in epochs] == [0, 1]
+    for epoch in epochs:
+        assert all(isinstance(epoch[name], float) for name in (
+            *TERMS, "lr_seg", "lr_pf", "mIoU", "oIoU", "precision@0.5", "precision@0.9", "seconds",
+            "samples_per_second"))
+        assert epoch["total"] == pytest.approx(epoch["seg"] + 3 * epoch["fusion"], rel=1e-4)
+    assert epochs[0]["lr_seg"] == 1e-3
+    assert epochs[1]["lr_seg"] == pytest.approx(1e-3 * 0.5 ** 0.9)  # after half of all steps
+    assert epochs[1]["total"] < epochs[0]["total"]
+
+
+def test_checkpoints_are_in_the_released_format(trained):
+    last = torch.load(trained / "last.pth", weights_only=True)  # without any exception to safe loading
+    best = torch.load(trained / "model_best_lavt.pth", weights_only=True)
+    scores = [epoch["oIoU"] for epoch in epochs_of(trained)]
+    assert last["epoch"] == 1
+    assert best["epoch"] == scores.index(max(scores))
+    for content in (last, best):
+        assert content.keys() >= {"model", "prefusion_model", "bert_model", "epoch", "args"}
+        assert type(content["args"]) is dict
+        assert all(isinstance(value, (str, int, float, bool)) for value in content["args"].values())
+        assert content["args"]["img_size"] == 64
+
+
+def test_pictures_of_the_first_validation_samples_and_curves_are_left(trained):
+    for picture in ("eval_vis/epoch_000.png", "eval_vis/epoch_001.png", "curves.png"):
+        assert min(Image.open(trained / picture).size) > 300
+
+
+def test_a_seed_gives_the_same_weights_with_and_without_workers(scenes, tmp_path):
+    for name, workers, seed in (("a", 0, 5), ("b", 2, 5), ("c", 0, 6)):
+        train(scenes, tmp_path / name, "--epochs", 1, "-j", workers, "--seed", seed, "--eval_vis_dir", "")
+    a, b, c = (checkpoint.read(str(tmp_path / name / "last.pth"), "--ckpt")["model"] for name in "abc")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not all(torch.equal(a[key], c[key]) for key in a)
+
+
+def test_every_option_of_the_optimization_is_taken(scenes, tmp_path):
+    train(scenes, tmp_path, "--epochs", 1, "--seg_loss", "dice", "--amsgrad", "--grad_clip", 0.1, "--fusion_drop", 0.2,
+          "--mha", "1-2-4-8", "--window12", "--model_id", "try", "--print-freq", 1, "--pin_mem", "--eval_vis_dir", "")
+    content = checkpoint.read(str(tmp_path / "model_best_try.pth"), "--ckpt")
+    assert len(content["model"]["backbone.layers.0.blocks.0.attn.relative_position_bias_table"]) == 23 ** 2
+    assert content["args"]["mha"] == "1-2-4-8"
+    assert not (tmp_path / "eval_vis").exists()
+
+
+def test_rates_decay_and_weights_decay_are_those_of_each_network(trained, scenes, tmp_path):
+    """With both learning rates of one network at 0, only the other one moves."""
+    start = checkpoint.read(str(trained / "last.pth"), "--ckpt")
+    for frozen, moving, flag in (("prefusion_model", "model", "--lr_pf"), ("model", "prefusion_model", "--lr_seg")):
+        folder = tmp_path / frozen
+        train(scenes, folder, "--epochs", 1, flag, 0, "--ck_prefusion", trained / "last.pth",
+              "--init_from_lavt_one", lavt_one(start, tmp_path), "--load_lavt_head", "--eval_vis_dir", "")
+        end = checkpoint.read(str(folder / "last.pth"), "--ckpt")
+        weights = [key for key in start[frozen] if key.endswith("weight") and start[frozen][key].dim() > 1]
+        assert all(torch.equal(start[frozen][key], end[frozen][key]) for key in weights)
+        assert not any(torch.equal(start[moving][key], end[moving][key])
+                       for key in start[moving] if key.endswith(("outc.weight", "conv1_1.weight")))
+
+
+def lavt_one(content: dict, folder) -> str:
+    path = folder / "lavt_one.pth"
+    tensors = content["model"] | {f"text_encoder.{key}": tensor for key, tensor in content["bert_model"].items()}
+    torch.save({"model": tensors}, path)
+    return str(path)
+
+
+def test_starting_anew_in_a_folder_keeps_the_earlier_run(scenes, tmp_path):
+    for seed in (1, 2):
+        result = train(scenes, tmp_path, "--epochs", 1, "--seed", seed, "--eval_vis_dir", "")
+    assert "earlier_run_1" in result.stdout
+    assert len(epochs_of(tmp_path)) == len(epochs_of(tmp_path / "earlier_run_1")) == 1
+    for name in ("last.pth", "model_best_lavt.pth"):
+        assert checkpoint.read(str(tmp_path / name), "--ckpt")["args"]["seed"] == 2
+        assert checkpoint.read(str(tmp_path / "earlier_run_1" / name), "--ckpt")["args"]["seed"] == 1
+
+
+@pytest.mark.parametrize(("flags", "code", "message"), [
+    (["--img_size", 32], 2, "single position, on which InstanceNorm"),
+    (["--pretrained_swin_weights", "absent.pth"], 2, "--pretrained_swin_weights: there is no 'absent.pth'"),
+    (["--init_from_lavt_one", "absent.pth"], 2, "--init_from_lavt_one: there is no 'absent.pth'"),
+    (["--ck_prefusion", "absent.pth"], 2, "--ck_prefusion: there is no 'absent.pth'"),
+    (["--ck_bert", "absent"], 2, "--ck_bert: there is no 'absent'"),
+    (["--bert_tokenizer", "absent"], 2, "--bert_tokenizer: there is no 'absent'"),
+    (["--bert_tokenizer", ""], 2, "a vocabulary cannot be random"),
+    (["--train_parquet", "absent"], 2, "--train_parquet: there is no 'absent'"),
+    (["--train_parquet", "README.md"], 1, "README.md: this is not a parquet file"),
+    (["--ck_prefusion", "README.md"], 1, "--ck_prefusion: README.md cannot be read"),
+    (["--mha", "2-2"], 2, "--mha: '2-2' is not four numbers"),
+    (["--mha", "3-3-3-3"], 2, "3 heads do not divide the 32 channels"),
+    (["--device", "tpu"], 2, "--device: 'tpu' is none of auto, cuda, npu and cpu"),
+    (["--device", "cuda:99"], 2, "--device cuda:99"),
+    (["--model_id", "../x"], 2, "--model_id: '../x' cannot be part of a file name"),
+    (["--load_lavt_head"], 2, "--load_lavt_head: there is no classifier"),
+    (["--fusion_drop", "1"], 2, "a dropout rate is below 1"),
+    (["--lr_seg", "nan"], 2, "--lr_seg: must be a number of at least 0"),
+    (["--epochs", "0"], 2, "--epochs: must be a whole number of at least 1"),
+    (["--swin_typ", "micro"], 2, "unrecognized arguments"),
+    (["-b", 17], 1, "has 16 rows, fewer than one batch of 17"),
+    (["--lr_seg", "1e30"], 1, "is no longer finite; lower --lr_seg")])
+def test_what_cannot_work_ends_with_one_sentence(flags, code, message, scenes, tmp_path):
+    result = train(scenes, tmp_path / "out", *flags, ok=False)
+    assert result.returncode == code
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_damaged_row_is_named_whichever_process_reads_it(scenes, tmp_path):
+    table = pq.read_table(scenes / "mm_ris_train.parquet")
+    images = table.column("infrared_image").to_pylist()
+    images[3] = images[3][:50]
+    place = table.schema.get_field_index("infrared_image")
+    pq.write_table(table.set_column(place, "infrared_image", pa.array(images, pa.binary())), tmp_path / "bad.parquet")
+    for workers in (0, 1):
+        result = train(scenes, tmp_path / "out", "--train_parquet", tmp_path / "bad.parquet", "-j", workers, ok=False)
+        assert result.returncode == 1
+        assert result.stderr.strip().splitlines()[-1].startswith(
+            f"error: {tmp_path / 'bad.parquet'}: row 3: infrared_image cannot be decoded")
+        assert "Traceback" not in result.stderr
+
+
+def test_a_vocabulary_larger_than_the_text_encoder_is_refused(scenes, tmp_path):
+    words = (scenes / "bert" / "vocab.txt").read_text().splitlines()
+    (tmp_path / "vocab.txt").write_text("\n".join(words + ["zebra"]))
+    result = train(scenes, tmp_path / "out", "--bert_tokenizer", tmp_path, ok=False)
+    assert result.returncode == 1
+    assert "it must be that of the BERT in --ck_bert" in result.stderr
+
+
+def test_curves_of_several_runs_are_drawn_side_by_side(trained, tmp_path):
+    script("utils/plot_log.py", trained, trained, "--out", tmp_path / "both.png")
+    assert Image.open(tmp_path / "both.png").width > 600
+    result = script("utils/plot_log.py", tmp_path, ok=False)
+    assert result.returncode == 2
+    assert "there is no log.jsonl" in result.stderr
