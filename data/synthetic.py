@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
         sentences += write_split(path, split, count, args.size, args.seed)
         print(f"wrote {path}: {count} rows")
     folder = os.path.join(args.out, "bert")
-    write_tiny_bert(folder, sentences, args.seed)
+    write_tiny_bert(folder, sentences, args.seed, dropout=0.0)  # a few epochs from random weights: nothing to overfit
     print(f"wrote {folder}: a tiny BERT with random weights")
 
 

@@ -21,11 +21,14 @@ def machine(monkeypatch):
     return build
 
 
-def test_auto_takes_npu_before_cuda_before_cpu(machine):
+def test_auto_takes_npu_before_cuda_before_cpu(machine, monkeypatch):
     machine()
     assert select_device("auto").type == "cpu"
     machine(cuda=1)
     assert select_device("auto").type == "cuda"
+    machine(cuda=1, npu=1)
+    monkeypatch.setattr(torch, "device", str)  # the real one knows npu only with torch_npu
+    assert select_device("auto") == "npu"
 
 
 def test_an_index_picks_one_of_several(machine):

@@ -1,10 +1,10 @@
 """What an evaluation leaves on disk for each sample."""
-import csv
 import os
 import re
 from collections import Counter
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 
@@ -81,10 +81,7 @@ def write_samples(path: str, dataset, counts: torch.Tensor) -> None:
         dataset: with `indices`, `names` and `questions`, the sentences as the model was given them.
         counts: (N, 5) int64 of `utils.metrics.pixel_counts`; `iou` is a fraction, the other two are pixels at img_size.
     """
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["index", "image_name", "question", "iou", "intersection", "union"])
-        for row, (iou, (intersection, union, *_)) in enumerate(
-                zip(sample_iou(counts).tolist(), counts.tolist(), strict=True)):
-            writer.writerow([dataset.indices[row], dataset.names[row], dataset.questions[row], f"{iou:.6f}",
-                             intersection, union])
+    pd.DataFrame({
+        "index": dataset.indices, "image_name": dataset.names, "question": dataset.questions,
+        "iou": sample_iou(counts).numpy(), "intersection": counts[:, 0].numpy(), "union": counts[:, 1].numpy(),
+    }).to_csv(path, index=False, float_format="%.6f")
