@@ -41,10 +41,8 @@ def merge(parts: list[str], out: str) -> int:
     files = [open_parquet(part) for part in parts]
     for part, file in zip(parts, files, strict=True):
         check_schema(parts[0], files[0].schema_arrow, part, file.schema_arrow)
-    # What pandas noted in the first part describes that part's rows alone.
     schema = files[0].schema_arrow
-    notes = {key: value for key, value in (schema.metadata or {}).items() if key != b"pandas"}
-    schema = pa.schema([field.with_nullable(True) for field in schema], notes)
+    schema = pa.schema([field.with_nullable(True) for field in schema], schema.metadata)
     total = sum(file.metadata.num_rows for file in files)
     bar = tqdm(total=total, desc=os.path.basename(out), unit="row")
     with replacing(out) as temporary, bar, pq.ParquetWriter(temporary, schema) as writer:

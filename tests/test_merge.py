@@ -70,13 +70,13 @@ def test_one_part_is_rewritten_in_small_groups(tmp_path, parts):
     assert pq.ParquetFile(tmp_path / "out.parquet").metadata.row_group(0).num_rows == 16
 
 
-def test_what_pandas_wrote_it_can_read_again(tmp_path):
-    frames = [pd.DataFrame({"question": ["a", "b"], "segmentation": [b"x", b"\0"]}), pd.DataFrame(
-        {"question": ["c"], "segmentation": [b"z"]})]
-    for number, frame in enumerate(frames):
-        frame.to_parquet(tmp_path / f"{number}.parquet")
+@pytest.mark.parametrize("index", [None, ["x", "y", "z"]])
+def test_what_pandas_wrote_it_can_read_again(tmp_path, index):
+    frame = pd.DataFrame({"question": ["a", "b", "c"], "segmentation": [b"x", b"\0", b"z"]}, index=index)
+    frame[:2].to_parquet(tmp_path / "0.parquet")
+    frame[2:].to_parquet(tmp_path / "1.parquet")
     merge(tmp_path, "0.parquet", "1.parquet")
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out.parquet"), pd.concat(frames, ignore_index=True))
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out.parquet"), frame)
 
 
 def test_columns_in_another_order_are_matched_by_name(tmp_path, parts):
