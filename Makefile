@@ -20,7 +20,7 @@ demo: install
 	$(BIN)/python data/synthetic.py --out $(DEMO)/data --train 1600 --val 96 --test 160 --size 96 --seed 1
 	$(BIN)/python train_with_lavt.py \
 	  --train_parquet $(DEMO)/data/mm_ris_train.parquet --val_parquet $(DEMO)/data/mm_ris_val.parquet \
-	  --img_size 96 -b 16 -j 1 --epochs 3 --swin_type micro --prefusion_base_ch 8 --lr_seg 1e-3 --lr_pf 1e-3 \
+	  --img_size 96 -b 8 -j 1 --channels-last --epochs 3 --swin_type micro --prefusion_base_ch 8 --lr_seg 1e-3 --lr_pf 1e-3 \
 	  --bert_tokenizer $(DEMO)/data/bert --ck_bert $(DEMO)/data/bert \
 	  --pretrained_swin_weights "" --init_from_lavt_one "" \
 	  --eval_vis_dir $(DEMO)/eval_vis --output-dir $(DEMO) --device cpu

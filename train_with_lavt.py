@@ -69,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     optim.add_argument("--wd_pf", type=rate, default=1e-2, help="weight decay of the fuser")
     optim.add_argument("--amsgrad", action="store_true", help="AdamW's AMSGrad variant")
     optim.add_argument("--grad_clip", type=rate, default=0.0, help="largest norm of the gradients; 0: no limit")
+    optim.add_argument("--channels-last", action="store_true", help="store images as NHWC, which can be faster")
     optim.add_argument("--seed", type=at_least(0), default=0)
     optim.add_argument("--device", default="auto", help="auto, cuda, npu or cpu; an index may follow, as in cuda:1")
 
@@ -102,6 +103,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 
     # After the command line is known to be good: these take seconds.
+    import torch
+
     from bert import Tokenizer, check_vocabulary
     from engine import evaluate, train_one_epoch
     from models import build_criterion, build_model
@@ -127,7 +130,7 @@ def main() -> None:
         checkpoint.load_lavt_one(model, args.init_from_lavt_one, with_head=args.load_lavt_head)
     if args.ck_prefusion:
         checkpoint.load_fuser(model.fuser, args.ck_prefusion)
-    model.to(device)
+    model.to(device, memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
     criterion = build_criterion(args)
     steps = args.epochs * len(train_loader)
     optimizer, scheduler = build_optimizer(args, model, steps)

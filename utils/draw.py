@@ -1,4 +1,5 @@
 """Pictures: overlays, contact sheets. Images are (H, W, 3) uint8 RGB arrays, masks (H, W) bool arrays."""
+import cv2
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -25,6 +26,12 @@ def overlay(image: np.ndarray, mask: np.ndarray, opacity: float = 0.5) -> np.nda
     """The image with the masked pixels in translucent red."""
     tinted = np.round((1 - opacity) * image + opacity * RED).astype(np.uint8)
     return np.where(mask[..., None], tinted, image)
+
+
+def outlined(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """`overlay` with a white line around the mask, which also shows on red objects."""
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(np.ascontiguousarray(overlay(image, mask)), contours, -1, (255, 255, 255), 1)
 
 
 def contact_sheet(rows: list[tuple[str, list[np.ndarray]]], titles=PANELS, cell: int = 192) -> Image.Image:
@@ -83,8 +90,8 @@ class SampleSheet:
                 fused = to_image(output.fused[i])
                 predicted = (output.logits[i].argmax(0) == 1).cpu().numpy()
                 self.rows.append((self.questions[row], [
-                    to_image(batch["vis"][i]), to_image(batch["ir"][i]), fused, overlay(fused, predicted),
-                    overlay(fused, (batch["target"][i] == 1).numpy())]))
+                    to_image(batch["vis"][i]), to_image(batch["ir"][i]), fused, outlined(fused, predicted),
+                    outlined(fused, (batch["target"][i] == 1).numpy())]))
 
     def save(self, path: str) -> None:
         """Write the sheet, if there is anything on it."""

@@ -41,6 +41,7 @@ def plot(folders: list[str], picture: str) -> None:
 
     matplotlib.use("Agg")  # servers have no screen
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for folder, style in zip(folders, ("-", "--", ":", "-.") * len(folders), strict=False):
@@ -53,6 +54,7 @@ def plot(folders: list[str], picture: str) -> None:
                           style, marker=".", label=run_name + name)
     for axis, title in zip(axes, ("training loss", "validation, percent"), strict=True):
         axis.set(title=title, xlabel="epoch", ylim=(0, None))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         axis.legend()
     figure.savefig(picture, dpi=110)
