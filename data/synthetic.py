@@ -20,7 +20,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) 
 from bert.tiny import write_tiny_bert
 from data.parquet_rows import ROWS_PER_GROUP, replacing
 from data.scenes import draw_infrared, draw_mask, draw_visible, make_scene, pick_expression, sentence
-from utils.errors import UsageError, run
+from utils.errors import run
+from utils.flags import at_least, make_folder
 
 SPLITS = ("train", "val", "test")
 SCHEMA = pa.schema([
@@ -77,32 +78,16 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
                     "tiny BERT folder for them.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to; made if absent")
     for split, rows in zip(SPLITS, (1500, 128, 128), strict=True):
-        parser.add_argument(f"--{split}", type=whole(1), default=rows, metavar="N",
+        parser.add_argument(f"--{split}", type=at_least(1), default=rows, metavar="N",
                             help=f"rows in mm_ris_{split}.parquet")
-    parser.add_argument("--size", type=whole(48), default=96, metavar="S", help="side of the images, pixels")
-    parser.add_argument("--seed", type=whole(0), default=0, metavar="K", help="same seed, same bytes")
+    parser.add_argument("--size", type=at_least(48), default=96, metavar="S", help="side of the images, pixels")
+    parser.add_argument("--seed", type=at_least(0), default=0, metavar="K", help="same seed, same bytes")
     return parser.parse_args(arguments)
-
-
-def whole(least: int):
-    """A parser of whole numbers from `least` on, for argparse."""
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, not {text!r}")
-        return value
-    return parse
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
-    try:
-        os.makedirs(args.out, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out: the folder {args.out!r} cannot be made ({error.strerror})") from error
+    make_folder(args.out, "--out")
     sentences = []
     for split in SPLITS:
         path = os.path.join(args.out, f"mm_ris_{split}.parquet")
