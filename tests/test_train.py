@@ -77,7 +77,8 @@ def test_a_seed_gives_the_same_weights_with_and_without_workers(scenes, tmp_path
 
 def test_every_option_of_the_optimization_is_taken(scenes, tmp_path):
     train(scenes, tmp_path, "--epochs", 1, "--seg_loss", "dice", "--amsgrad", "--grad_clip", 0.1, "--fusion_drop", 0.2,
-          "--channels-last", "--mha", "1-2-4-8", "--window12", "--model_id", "try", "--print-freq", 1, "--pin_mem", "--eval_vis_dir", "")
+          "--channels-last", "--mha", "1-2-4-8", "--window12", "--model_id", "try",
+          "--print-freq", 1, "--pin_mem", "--eval_vis_dir", "")
     content = checkpoint.read(str(tmp_path / "model_best_try.pth"), "--ckpt")
     assert len(content["model"]["backbone.layers.0.blocks.0.attn.relative_position_bias_table"]) == 23 ** 2
     assert content["args"]["mha"] == "1-2-4-8"
