@@ -9,7 +9,7 @@ MAX_TOKENS = 20
 
 
 class Tokenizer:
-    """WordPiece as BERT does it, cut and padded to MAX_TOKENS.
+    """WordPiece of the uncased BERT, cut and padded to MAX_TOKENS.
 
     Args:
         folder: holds `vocab.txt` or `tokenizer.json`, as `bert-base-uncased` is distributed.
@@ -28,7 +28,8 @@ class Tokenizer:
             raise InputError(f"{folder}: neither vocab.txt nor tokenizer.json is in this folder")
         self.folder = folder
         try:
-            self._wordpiece = BertTokenizer.from_pretrained(folder, local_files_only=True)
+            # Said outright: what a folder without tokenizer_config.json means differs between transformers' releases.
+            self._wordpiece = BertTokenizer.from_pretrained(folder, local_files_only=True, do_lower_case=True)
         except Exception as error:  # transformers and tokenizers raise many kinds for a damaged file
             raise InputError(f"{folder}: the vocabulary cannot be read ({error})".replace("\n", " ")) from error
 
