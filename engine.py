@@ -45,7 +45,7 @@ def train_one_epoch(model, criterion, loader, optimizer, scheduler, device, epoc
             means = {name: float(value) / step for name, value in sums.items()}
             if not math.isfinite(means["total"]):
                 bad = ", ".join(name for name, value in means.items() if not math.isfinite(value))
-                raise InputError(f"epoch {epoch}, at or before step {step}: {bad} is no longer finite; "
+                raise InputError(f"epoch {epoch}, at or before step {step}: the loss is no longer finite ({bad}); "
                                  "lower --lr_seg and --lr_pf or set --grad_clip")
             bar.set_postfix({name: f"{means[name]:.3f}" for name in ("total", "seg", "fusion")})
     return means

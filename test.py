@@ -49,6 +49,9 @@ def resolve(args: argparse.Namespace, stored: dict) -> None:
         if not hasattr(args, name):
             path = stored.get(name)
             setattr(args, name, path if isinstance(path, str) and os.path.isdir(path) else BERT)
+            if not os.path.isdir(getattr(args, name)):
+                raise UsageError(f"--{name}: neither the folder that the checkpoint names, {path!r}, nor the default, "
+                                 f"{BERT!r}, is here; pass the flag")
     if not hasattr(args, "img_size"):
         args.img_size = stored.get("img_size") or 480
     if not hasattr(args, "mha"):
@@ -72,24 +75,25 @@ def main() -> None:
     from utils.device import select_device
     from utils.draw import SampleSheet
     from utils.metrics import table
-    from utils.results import ResultWriter, write_samples
+    from utils.results import ResultWriter, set_aside, write_samples
 
     device = select_device(args.device)
     content = checkpoint.read(args.ckpt, "--ckpt")
     resolve(args, checkpoint.stored_args(content))
     make_folder(args.out_dir, "--out_dir")
+    tokenizer = Tokenizer(args.bert_tokenizer)
+    dataset = MMRISDataset(args.test_parquet, tokenizer, args.img_size, originals=True)
+    if args.shuffle_text:
+        dataset.shuffle_text(args.seed)
     try:
         model = build_from_checkpoint(content, args.ckpt, args.ck_bert, args.mha).to(device)
     except ValueError as error:
         raise UsageError(f"--mha: {error}") from error
-    tokenizer = Tokenizer(args.bert_tokenizer)
     check_vocabulary(tokenizer, model.text_encoder)
-    dataset = MMRISDataset(args.test_parquet, tokenizer, args.img_size, originals=True)
-    if args.shuffle_text:
-        dataset.shuffle_text(args.seed)
     loader = torch.utils.data.DataLoader(
         dataset, batch_size=args.batch_size, num_workers=args.workers, collate_fn=collate)
 
+    set_aside(args.out_dir, r"fusion|Binary|Overlay|GT|contact_sheet\.png|metrics\.json|per_sample\.csv")
     sheet = SampleSheet(dataset.questions, SHEET_ROWS)
     writer = ResultWriter(args.out_dir, dataset.names, dataset.indices)
 

@@ -3,7 +3,6 @@ import argparse
 import json
 import logging
 import os
-import re
 import sys
 import time
 
@@ -112,6 +111,7 @@ def main() -> None:
     from utils.device import seed_everything, select_device
     from utils.draw import SampleSheet
     from utils.plot_log import plot
+    from utils.results import set_aside
 
     device = select_device(args.device)
     make_folder(args.output_dir, "--output-dir")
@@ -139,7 +139,6 @@ def main() -> None:
                  f"{name} {sum(p.numel() for p in getattr(model, name).parameters()) / 1e6:.1f} M"
                  for name in ("text_encoder", "fuser", "segmenter")))
 
-    set_aside_earlier_run(args.output_dir)
     log_file = os.path.join(args.output_dir, "log.jsonl")
     best_file = os.path.join(args.output_dir, f"model_best_{args.model_id}.pth")
     best = -1.0
@@ -153,6 +152,10 @@ def main() -> None:
 
         sheet = SampleSheet(val_loader.dataset.questions, VALIDATION_PICTURES if args.eval_vis_dir else 0)
         metrics, _ = evaluate(model, val_loader, device, on_batch=sheet.add)
+        if epoch == 0:  # not before there is something to put in its place
+            set_aside(args.output_dir, r"log\.jsonl|curves\.png|last\.pth|model_best_.*\.pth")
+            if args.eval_vis_dir:
+                set_aside(args.eval_vis_dir, r"epoch_\d+\.png")
         sheet.save(os.path.join(args.eval_vis_dir, f"epoch_{epoch:03d}.png"))
         log.info("epoch %d: loss %.4f, mIoU %.2f, oIoU %.2f, %.1f samples/s", epoch, terms["total"], metrics["mIoU"],
                  metrics["oIoU"], rate)
@@ -198,21 +201,6 @@ def build_optimizer(args: argparse.Namespace, model, steps: int):
          {"params": list(model.fuser.parameters()), "lr": args.lr_pf, "weight_decay": args.wd_pf}],
         amsgrad=args.amsgrad)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 - step / steps) ** 0.9)
-
-
-def set_aside_earlier_run(folder: str) -> None:
-    """Move what an earlier run left in `folder` to a subfolder, so that starting anew loses nothing."""
-    ours = re.compile(r"log\.jsonl|curves\.png|last\.pth|model_best_.*\.pth")
-    left = [name for name in os.listdir(folder) if ours.fullmatch(name)]
-    if not left:
-        return
-    number = 1
-    while os.path.exists(aside := os.path.join(folder, f"earlier_run_{number}")):
-        number += 1
-    os.mkdir(aside)
-    for name in left:
-        os.rename(os.path.join(folder, name), os.path.join(aside, name))
-    log.info("%s held an earlier run, which is now in %s", folder, aside)
 
 
 if __name__ == "__main__":

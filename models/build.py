@@ -52,7 +52,7 @@ def build_model(args, pretrained: bool = True) -> RISFusion:
     heads = parse_mha(args.mha)
     for stage, count in enumerate(heads):
         if size.embed_dim * 2 ** stage % count:
-            raise ValueError(f"mha {args.mha}: {count} heads do not divide the {size.embed_dim * 2 ** stage} channels "
+            raise ValueError(f"{args.mha!r}: {count} heads do not divide the {size.embed_dim * 2 ** stage} channels "
                              f"of stage {stage + 1} of Swin {args.swin_type}")
     text_encoder = build_text_encoder(args.ck_bert, pretrained)
     text_dim = text_encoder.config.hidden_size

@@ -92,7 +92,7 @@ def test_masks_are_black_and_white_and_overlays_red(result):
         assert set(np.unique(np.asarray(Image.open(result.out_dir / "Binary" / f"{index}.png")))) <= {0, 255}
         truth = np.load(io.BytesIO(source[index]["segmentation"])) > 0
         fused, marked = (np.asarray(Image.open(result.out_dir / path).convert("RGB")).astype(int) for path in (
-            f"fusion/{'.._.._outside' if index == 0 else fused_stem(source, index)}.jpg", f"GT/{index}.jpg"))
+            f"fusion/{'_.._outside' if index == 0 else fused_stem(source, index)}.jpg", f"GT/{index}.jpg"))
         change = marked - fused
         assert change[truth][:, 0].mean() > change[truth][:, 1:].mean() + 30
         assert np.abs(change[~truth]).mean() < 3
@@ -101,14 +101,14 @@ def test_masks_are_black_and_white_and_overlays_red(result):
 def test_names_from_the_data_stay_in_the_output_folder(result):
     names = {path.name for path in (result.out_dir / "fusion").iterdir()}
     assert len(names) == 7
-    assert ".._.._outside.jpg" in names
+    assert "_.._outside.jpg" in names
     assert {path.name for path in result.out_dir.parent.iterdir()} == {"out"}
 
 
 def test_a_name_that_several_rows_share_gets_the_index(result):
     source = pq.read_table(result.parquet).to_pylist()
     names = {path.name for path in (result.out_dir / "fusion").iterdir()}
-    assert names == {".._.._outside.jpg"} | {f"{fused_stem(source, row)}.jpg" for row in range(1, 7)}
+    assert names == {"_.._outside.jpg"} | {f"{fused_stem(source, row)}.jpg" for row in range(1, 7)}
     assert len({row["image_name"] for row in source}) < 7
 
 
@@ -122,7 +122,7 @@ def test_no_two_fused_images_share_a_file(names, expected):
 
 
 @pytest.mark.parametrize(("name", "stem"), [
-    ("FLIR_1", "FLIR_1"), ("a/b\\c", "a_b_c"), ("..", "_.."), ("", "_"), ("line\nbreak\0", "line_break_"),
+    ("FLIR_1", "FLIR_1"), ("a/b\\c", "a_b_c"), ("..", "_"), ("", "_"), ("line\nbreak\0", "line_break_"),
     ("图像", "图像")])
 def test_any_name_becomes_a_plain_file_name(name, stem):
     assert file_stem(name) == stem
@@ -150,6 +150,15 @@ def test_swapped_sentences_are_seeded_and_none_stays(result, trained, tmp_path):
     assert all(new != old for new, old in zip(questions["a"], original, strict=True))
 
 
+def test_results_of_an_earlier_run_are_kept_and_not_mixed(trained, scenes, wide_scenes, tmp_path):
+    few = tmp_path / "few.parquet"
+    pq.write_table(pq.read_table(wide_scenes).slice(0, 2), few)
+    evaluate(trained, wide_scenes, tmp_path / "out")
+    assert "earlier_run_1" in evaluate(trained, few, tmp_path / "out").stdout
+    assert len(list((tmp_path / "out" / "Binary").iterdir())) == 2
+    assert len(list((tmp_path / "out" / "earlier_run_1" / "Binary").iterdir())) == 7
+
+
 def test_the_command_line_beats_the_checkpoint(trained, wide_scenes, tmp_path):
     evaluate(trained, wide_scenes, tmp_path, "--img_size", 96, "--iou_thresholds", "0.25,0.5")
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -168,7 +177,7 @@ def test_paths_stored_in_a_checkpoint_are_used_only_if_they_exist_here(trained, 
     torch.save(content, tmp_path / "last.pth")
     process = evaluate(tmp_path, wide_scenes, tmp_path / "out", ok=False)
     assert process.returncode == 2
-    assert "--bert_tokenizer: there is no './bert/pretrained_weights/bert-base-uncased'" in process.stderr
+    assert "--bert_tokenizer: neither the folder that the checkpoint names, '/elsewhere'" in process.stderr
     evaluate(tmp_path, wide_scenes, tmp_path / "out", "--ck_bert", scenes / "bert", "--bert_tokenizer", scenes / "bert")
     assert (tmp_path / "out" / "metrics.json").exists()
 

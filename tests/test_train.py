@@ -108,9 +108,11 @@ def lavt_one(content: dict, folder) -> str:
 
 def test_starting_anew_in_a_folder_keeps_the_earlier_run(scenes, tmp_path):
     for seed in (1, 2):
-        result = train(scenes, tmp_path, "--epochs", 1, "--seed", seed, "--eval_vis_dir", "")
+        result = train(scenes, tmp_path, "--epochs", 3 - seed, "--seed", seed)
     assert "earlier_run_1" in result.stdout
-    assert len(epochs_of(tmp_path)) == len(epochs_of(tmp_path / "earlier_run_1")) == 1
+    assert [path.name for path in (tmp_path / "eval_vis").glob("*.png")] == ["epoch_000.png"]
+    assert len(list((tmp_path / "eval_vis" / "earlier_run_1").iterdir())) == 2
+    assert (len(epochs_of(tmp_path)), len(epochs_of(tmp_path / "earlier_run_1"))) == (1, 2)
     for name in ("last.pth", "model_best_lavt.pth"):
         assert checkpoint.read(str(tmp_path / name), "--ckpt")["args"]["seed"] == 2
         assert checkpoint.read(str(tmp_path / "earlier_run_1" / name), "--ckpt")["args"]["seed"] == 1
@@ -138,7 +140,7 @@ def test_starting_anew_in_a_folder_keeps_the_earlier_run(scenes, tmp_path):
     (["--epochs", "0"], 2, "--epochs: must be a whole number of at least 1"),
     (["--swin_typ", "micro"], 2, "unrecognized arguments"),
     (["-b", 17], 1, "has 16 rows, fewer than one batch of 17"),
-    (["--lr_seg", "1e30"], 1, "is no longer finite; lower --lr_seg")])
+    (["--lr_seg", "1e30"], 1, "the loss is no longer finite")])
 def test_what_cannot_work_ends_with_one_sentence(flags, code, message, scenes, tmp_path):
     result = train(scenes, tmp_path / "out", *flags, ok=False)
     assert result.returncode == code
@@ -171,6 +173,8 @@ def test_a_vocabulary_larger_than_the_text_encoder_is_refused(scenes, tmp_path):
 def test_curves_of_several_runs_are_drawn_side_by_side(trained, tmp_path):
     script("utils/plot_log.py", trained, trained, "--out", tmp_path / "both.png")
     assert Image.open(tmp_path / "both.png").width > 600
+    result = script("utils/plot_log.py", trained, "--out", tmp_path / "absent" / "curves.png", ok=False)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
     result = script("utils/plot_log.py", tmp_path, ok=False)
     assert result.returncode == 2
     assert "there is no log.jsonl" in result.stderr

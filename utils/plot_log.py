@@ -44,21 +44,26 @@ def plot(folders: list[str], picture: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for folder, style in zip(folders, ("-", "--", ":", "-.") * len(folders), strict=False):
+    for folder, (style, marker) in zip(folders, (("-", "."), ("--", "s"), (":", "^"), ("-.", "x")) * len(folders),
+                                       strict=False):
         epochs = read_log(folder)
         run_name = f"{os.path.basename(os.path.abspath(folder))} " if len(folders) > 1 else ""
         for axis, names in zip(axes, (LOSSES, METRICS), strict=True):
             axis.set_prop_cycle(None)  # the same colour for the same curve of every run
             for name in names:
                 axis.plot([epoch["epoch"] for epoch in epochs], [epoch[name] for epoch in epochs],
-                          style, marker=".", label=run_name + name)
+                          style, marker=marker, label=run_name + name)
     for axis, title in zip(axes, ("training loss", "validation, percent"), strict=True):
         axis.set(title=title, xlabel="epoch", ylim=(0, None))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         axis.legend()
-    figure.savefig(picture, dpi=110)
-    plt.close(figure)
+    try:
+        figure.savefig(picture, dpi=110)
+    except (OSError, ValueError) as error:  # no such folder, or no such kind of picture
+        raise UsageError(f"the picture {picture!r} cannot be written ({error})") from error
+    finally:
+        plt.close(figure)
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
 """What an evaluation leaves on disk for each sample."""
+import logging
 import os
 import re
 from collections import Counter
@@ -11,15 +12,35 @@ from PIL import Image
 from .draw import overlay, resize, to_image
 from .metrics import sample_iou
 
+log = logging.getLogger(__name__)
+
 FOLDERS = ("fusion", "Binary", "Overlay", "GT")
 LONGEST_NAME = 200  # bytes; file systems end at 255
 
 
+def set_aside(folder: str, pattern: str) -> None:
+    """Move what an earlier run left in `folder` to a subfolder of it, so that neither is lost and none is mixed.
+
+    Args:
+        pattern: regular expression; files and folders whose whole name matches are moved.
+    """
+    left = [name for name in os.listdir(folder) if re.fullmatch(pattern, name)]
+    if not left:
+        return
+    number = 1
+    while os.path.exists(aside := os.path.join(folder, f"earlier_run_{number}")):
+        number += 1
+    os.mkdir(aside)
+    for name in left:
+        os.rename(os.path.join(folder, name), os.path.join(aside, name))
+    log.info("%s held results of an earlier run, which are now in %s", folder, aside)
+
+
 def file_stem(name: str) -> str:
     """`name` as a plain file name: whatever the data say, no path. Separators and control characters become _."""
-    stem = re.sub(r"[/\\\x00-\x1f\x7f]", "_", name)
+    stem = re.sub(r"[/\\\x00-\x1f\x7f]", "_", name).lstrip(".")  # no hidden files
     stem = stem.encode("utf-8", "replace")[:LONGEST_NAME].decode("utf-8", "ignore")
-    return stem if stem.strip(". ") else f"_{stem}"
+    return stem or "_"
 
 
 def unique_names(stems: list[str], indices: list[int]) -> list[str]:
