@@ -1,4 +1,4 @@
-"""What an evaluation leaves on disk for each sample."""
+"""Results on disk: what an evaluation leaves for each sample, and room for it beside what an earlier run left."""
 import logging
 import os
 import re
