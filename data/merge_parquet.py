@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # when run as a script
 
-from data.parquet_rows import ROWS_PER_GROUP, first_line, open_parquet, replacing
+from data.parquet_rows import ROWS_PER_GROUP, first_line, open_parquet
 from utils.errors import InputError, UsageError, run
+from utils.files import replacing
 
 DEFAULT_PARTS = ["./data/mm_ris_train_part1.parquet", "./data/mm_ris_train_part2.parquet"]
 DEFAULT_OUT = "./data/mm_ris_train.parquet"

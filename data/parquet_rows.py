@@ -3,7 +3,6 @@ import contextlib
 import glob
 import logging
 import os
-import tempfile
 from bisect import bisect_right
 from collections import OrderedDict
 
@@ -58,31 +57,6 @@ def open_parquet(file: str) -> pq.ParquetFile:
 def first_line(error: Exception) -> str:
     """What `error` says, cut to one line without its final full stop."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-
-
-@contextlib.contextmanager
-def replacing(path: str):
-    """Give the name of a temporary file beside `path`, which takes its place if the block succeeds and goes if not.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    temporary = None
-    try:
-        descriptor, temporary = tempfile.mkstemp(
-            prefix=f".{os.path.basename(path)}.", suffix=".tmp", dir=os.path.dirname(os.path.abspath(path)))
-        os.close(descriptor)
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are the owner's alone
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: it cannot be written ({first_line(error)})") from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):  # it has taken its place
-                os.remove(temporary)
 
 
 class ParquetRows:

@@ -18,9 +18,10 @@ from tqdm import tqdm
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # when run as a script
 
 from bert.tiny import write_tiny_bert
-from data.parquet_rows import ROWS_PER_GROUP, replacing
+from data.parquet_rows import ROWS_PER_GROUP
 from data.scenes import draw_infrared, draw_mask, draw_visible, make_scene, pick_expression, sentence
 from utils.errors import run
+from utils.files import replacing
 from utils.flags import at_least, make_folder
 
 SPLITS = ("train", "val", "test")

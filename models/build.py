@@ -32,7 +32,7 @@ def parse_mha(text: str) -> tuple[int, int, int, int]:
     return tuple(int(number) for number in text.split("-"))
 
 
-def build_model(args, pretrained: bool = True) -> RISFusion:
+def build_model(args, pretrained: bool = True, segment: bool = True) -> RISFusion:
     """The joint model that `args` describes.
 
     Args:
@@ -40,6 +40,7 @@ def build_model(args, pretrained: bool = True) -> RISFusion:
             (rate), `prefusion_base_ch` (int), `ck_bert` (folder with BERT's configuration and weights; empty: BERT-base
             from random weights), `pretrained_swin_weights` (file; empty: random weights).
         pretrained: False reads no weights, only BERT's configuration; for filling in a checkpoint afterwards.
+        segment: False builds text encoder and fuser alone.
     Returns:
         A model with `text_encoder`, `fuser` and `segmenter`, whose state dicts have the keys of the released
         checkpoint's `bert_model`, `prefusion_model` and `model`.
@@ -56,6 +57,8 @@ def build_model(args, pretrained: bool = True) -> RISFusion:
                              f"of stage {stage + 1} of Swin {args.swin_type}")
     text_encoder = build_text_encoder(args.ck_bert, pretrained)
     text_dim = text_encoder.config.hidden_size
+    if not segment:
+        return RISFusion(text_encoder, UNetFuser(args.prefusion_base_ch, text_dim), None)
     backbone = LanguageSwin(size, window_size(args), text_dim, heads, args.fusion_drop)
     if pretrained and args.pretrained_swin_weights:
         load_swin_weights(backbone, args.pretrained_swin_weights)
@@ -107,12 +110,13 @@ def build_from_checkpoint(content: dict, source: str, ck_bert: str, mha: str) ->
     return model.eval()
 
 
-def build_criterion(args) -> JointCriterion:
+def build_criterion(args, average=None) -> JointCriterion:
     """The joint loss that `args` describes.
 
     Args:
         args: has `seg_loss` (a key of SEG_LOSSES), `lambda_prefusion` and the weights `w_ssim_vis`, `w_ssim_ir`,
             `w_mse_vis`, `w_mse_ir`, `w_sobel_vis`, `w_sobel_ir`, `w_grad`.
+        average: gives the mean of a tensor over the processes that train together, if there are several.
     """
     weights = {name: getattr(args, f"w_{name}") for name in FUSION_WEIGHTS}
-    return JointCriterion(weights, args.lambda_prefusion, args.seg_loss)
+    return JointCriterion(weights, args.lambda_prefusion, args.seg_loss, average)

@@ -5,6 +5,8 @@ from torch import Tensor, nn
 
 from utils.color import IMAGENET_MEAN, IMAGENET_STD, luma
 
+from .recompute import recompute
+
 TEXT_WIDTH = 256
 HEADS = 4
 
@@ -120,20 +122,27 @@ class FusionNet(nn.Module):
         self.u2 = Up(4 * c, 2 * c)
         self.u1 = Up(2 * c, c)
         self.outc = nn.Conv2d(c, 1, 1)
+        self.grad_checkpointing = False
 
     def forward(self, visible: Tensor, infrared: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         """visible, infrared (B, 1, H, W) in [0, 1], text (B, T, text_dim), mask (B, T) to (B, 1, H, W) in (0, 1)."""
-        y1, i1 = self.y_inc(visible), self.i_inc(infrared)
-        y2, i2 = self.y_d1(y1), self.i_d1(i1)
-        y3, i3 = self.y_d2(y2), self.i_d2(i2)
-        y4, i4 = self.y_d3(y3), self.i_d3(i3)
+        run = recompute if self.grad_checkpointing else _call
+        y1, i1 = run(self.y_inc, visible), run(self.i_inc, infrared)
+        y2, i2 = run(self.y_d1, y1), run(self.i_d1, i1)
+        y3, i3 = run(self.y_d2, y2), run(self.i_d2, i2)
+        y4, i4 = run(self.y_d3, y3), run(self.i_d3, i3)
         tokens = self.txt(text)
         level3 = self.lang_l3(y3, i3, tokens, mask)
         x = self.lang_l4(y4, i4, tokens, mask)
-        x = self.u3(x, level3)
-        x = self.u2(x, (y2 + i2) / 2)
-        x = self.u1(x, (y1 + i1) / 2)
-        return self.outc(x).sigmoid()
+        x = run(self.u3, x, level3)
+        x = run(self.u2, x, (y2 + i2) / 2)
+        x = run(self.u1, x, (y1 + i1) / 2)
+        with torch.autocast(x.device.type, enabled=False):  # 16-bit floats cannot tell 256 grey levels apart
+            return self.outc(x.float()).sigmoid()
+
+
+def _call(module: nn.Module, *inputs):
+    return module(*inputs)
 
 
 class UNetFuser(nn.Module):

@@ -42,12 +42,20 @@ def fusion_terms(fused: Tensor, vis: Tensor, ir: Tensor) -> dict[str, Tensor]:
     }
 
 
-def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy of logits (B, 2, H, W) and target (B, H, W), the foreground weighing slightly more."""
-    return F.cross_entropy(logits, target, weight=logits.new_tensor(CLASS_WEIGHTS))
+def cross_entropy(logits: Tensor, target: Tensor, average=None) -> Tensor:
+    """Cross-entropy of logits (B, 2, H, W) and target (B, H, W), the foreground weighing slightly more.
+
+    Args:
+        average: gives the mean of a tensor over the processes that train together. With it the sum is divided by the
+            mean of all their weights, so that averaged gradients are those of one large batch.
+    """
+    weight = logits.new_tensor(CLASS_WEIGHTS)
+    if average is None:
+        return F.cross_entropy(logits, target, weight=weight)
+    return F.cross_entropy(logits, target, weight=weight, reduction="sum") / average(weight[target].sum())
 
 
-def dice_loss(logits: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
+def dice_loss(logits: Tensor, target: Tensor, _average=None, eps: float = 1e-6) -> Tensor:
     """1 − Dice on the foreground logit, averaged over the classes that a sample has, then over samples."""
     probability = logits[:, 1].sigmoid().flatten(1)
     foreground = target.flatten(1).to(probability.dtype)
@@ -57,7 +65,7 @@ def dice_loss(logits: Tensor, target: Tensor, eps: float = 1e-6) -> Tensor:
     return 1 - _mean_over_present_classes(dice, t.sum(-1))
 
 
-def bce_area_loss(logits: Tensor, target: Tensor) -> Tensor:
+def bce_area_loss(logits: Tensor, target: Tensor, _average=None) -> Tensor:
     """Binary cross-entropy on the foreground logit, object and background counting alike whatever their areas."""
     foreground = target.flatten(1).to(logits.dtype)
     bce = F.binary_cross_entropy_with_logits(logits[:, 1].flatten(1), foreground, reduction="none")
@@ -82,29 +90,35 @@ class JointCriterion(nn.Module):
         weights: of the fusion terms, by the names of `fusion_terms`; an SSIM enters as 1 − SSIM.
         lambda_prefusion: weight of the fusion loss.
         seg_loss: a key of SEG_LOSSES.
+        average: see `cross_entropy`; None for a lone process.
     """
 
-    def __init__(self, weights: dict[str, float], lambda_prefusion: float, seg_loss: str):
+    def __init__(self, weights: dict[str, float], lambda_prefusion: float, seg_loss: str, average=None):
         super().__init__()
         self.weights = weights
         self.lambda_prefusion = lambda_prefusion
         self.segmentation = SEG_LOSSES[seg_loss]
+        self.average = average
 
-    def forward(self, output, vis: Tensor, ir: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The joint loss of a batch.
+    def forward(self, output, vis: Tensor, ir: Tensor, target: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The joint loss of a batch, in float32 whatever the networks computed in.
 
         Args:
-            output: with `fused` (B, 3, H, W) standardised and `logits` (B, 2, H, W).
+            output: with `fused` (B, 3, H, W) standardised and `logits` (B, 2, H, W); None for a model without
+                segmenter, whose loss is the fusion loss alone.
             vis, ir: (B, 3, H, W), standardised.
-            target: (B, H, W) int64, 1 on the referred object.
+            target: (B, H, W) int64, 1 on the referred object; not looked at without logits.
         Returns:
             The scalar to minimise, and its parts, detached: the terms of `fusion_terms`, `fusion` (their weighted
-            sum), `seg` and `total`.
+            sum), `seg` (where there are logits) and `total`.
         """
-        terms = fusion_terms(output.fused, vis, ir)
+        terms = fusion_terms(output.fused.float(), vis, ir)
         fusion = sum(weight * (1 - terms[name] if name.startswith("ssim") else terms[name])
                      for name, weight in self.weights.items())
-        seg = self.segmentation(output.logits, target)
-        total = seg + self.lambda_prefusion * fusion
-        terms |= {"fusion": fusion, "seg": seg, "total": total}
+        total = self.lambda_prefusion * fusion
+        terms["fusion"] = fusion
+        if output.logits is not None:
+            terms["seg"] = self.segmentation(output.logits.float(), target, self.average)
+            total = terms["seg"] + total
+        terms["total"] = total
         return total, {name: term.detach() for name, term in terms.items()}

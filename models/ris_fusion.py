@@ -8,7 +8,7 @@ class Output(NamedTuple):
     """What the model gives for a batch."""
 
     fused: Tensor   # (B, 3, H, W), standardised
-    logits: Tensor  # (B, 2, H, W), class 1 the referred object
+    logits: Tensor | None  # (B, 2, H, W), class 1 the referred object; None without segmenter
 
 
 class RISFusion(nn.Module):
@@ -19,14 +19,38 @@ class RISFusion(nn.Module):
     Args:
         text_encoder: a `transformers.BertModel` without pooler.
         fuser: a `UNetFuser`.
-        segmenter: a `LAVT`.
+        segmenter: a `LAVT`; None for fusion alone.
     """
 
-    def __init__(self, text_encoder: nn.Module, fuser: nn.Module, segmenter: nn.Module):
+    def __init__(self, text_encoder: nn.Module, fuser: nn.Module, segmenter: nn.Module | None):
         super().__init__()
         self.text_encoder = text_encoder
         self.fuser = fuser
         self.segmenter = segmenter
+        self.frozen: list[nn.Module] = []
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks there are, by name."""
+        return dict(self.named_children())
+
+    def freeze(self, part: nn.Module) -> None:
+        """Keep the weights of `part` as they are, and have it compute as in evaluation: no dropout, no drop path."""
+        part.requires_grad_(False)
+        self.frozen.append(part)
+        part.eval()
+
+    def train(self, mode: bool = True) -> "RISFusion":
+        """As any module's, but for the frozen parts."""
+        super().train(mode)
+        for part in self.frozen:
+            part.eval()
+        return self
+
+    def recompute_activations(self) -> None:
+        """Save memory: compute Swin's blocks and the fuser's levels again in the backward pass (`recompute`)."""
+        for module in self.modules():
+            if hasattr(module, "grad_checkpointing"):
+                module.grad_checkpointing = True
 
     def forward(self, vis: Tensor, ir: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Output:
         """Fuse and segment.
@@ -40,4 +64,4 @@ class RISFusion(nn.Module):
         """
         text = self.text_encoder(input_ids, attention_mask=attention_mask).last_hidden_state
         fused = self.fuser(vis, ir, text, attention_mask)
-        return Output(fused, self.segmenter(fused, text, attention_mask))
+        return Output(fused, None if self.segmenter is None else self.segmenter(fused, text, attention_mask))

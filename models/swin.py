@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .architecture import SwinSize
 from .pwam import PWAM
+from .recompute import recompute
 
 DROP_PATH_RATE = 0.3
 
@@ -84,14 +85,16 @@ class Stage(nn.Module):
         self.res_gate = nn.Sequential(
             nn.Linear(dim, dim, bias=False), nn.ReLU(), nn.Linear(dim, dim, bias=False), nn.Tanh())
         self.downsample = PatchMerging(dim) if downsample else None
+        self.grad_checkpointing = False
 
     def forward(self, x: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, H, W, dim), text (B, text_dim, T), mask (B, T) to the residual r (B, H, W, dim) and the next x."""
         _, height, width, _ = x.shape
         between_regions = shift_mask(height, width, self.window, self.window // 2, like=x)
         for block in self.blocks:
-            x = block(x, between_regions)
-        residual = self.fusion(x.flatten(1, 2).transpose(1, 2), text, mask)
+            x = recompute(block, x, between_regions) if self.grad_checkpointing else block(x, between_regions)
+        words = (x.flatten(1, 2).transpose(1, 2), text, mask)
+        residual = recompute(self.fusion, *words) if self.grad_checkpointing else self.fusion(*words)
         residual = residual.transpose(1, 2).unflatten(1, (height, width))
         x = x + self.res_gate(residual) * residual
         return residual, x if self.downsample is None else self.downsample(x)
@@ -122,6 +125,8 @@ class LanguageSwin(nn.Module):
                 dim, depth, size.num_heads[i], window, [rates.pop(0) for _ in range(depth)],
                 text_dim, fusion_heads[i], fusion_drop, downsample=i < 3))
             self.add_module(f"norm{i}", nn.LayerNorm(dim))
+        # Part of the checkpoint format, but nothing depends on the map behind the last residual.
+        self.layers[3].res_gate.requires_grad_(False)
         self.apply(self._init_weights)
 
     @staticmethod

@@ -31,14 +31,19 @@ def tiny_bert(scenes) -> str:
     return str(scenes / "bert")
 
 
-def train(scenes: Path, output_dir: Path, *more, ok: bool = True) -> subprocess.CompletedProcess:
-    """A short training run on `scenes` from random weights; `more` flags override."""
-    return script(
+def training(scenes: Path, output_dir: Path, *more) -> list[str]:
+    """The command line of a short training run on `scenes` from random weights; `more` flags override."""
+    return [str(word) for word in (
         "train_with_lavt.py", "--train_parquet", scenes / "mm_ris_train.parquet", "--val_parquet",
         scenes / "mm_ris_val.parquet", "--bert_tokenizer", scenes / "bert", "--ck_bert", scenes / "bert",
         "--pretrained_swin_weights", "", "--init_from_lavt_one", "", "--swin_type", "micro", "--prefusion_base_ch", 4,
         "--img_size", 64, "-b", 4, "-j", 0, "--epochs", 2, "--lr_seg", 1e-3, "--lr_pf", 1e-3, "--device", "cpu",
-        "--eval_vis_dir", output_dir / "eval_vis", "--output-dir", output_dir, *more, ok=ok)
+        "--eval_vis_dir", output_dir / "eval_vis", "--output-dir", output_dir, *more)]
+
+
+def train(scenes: Path, output_dir: Path, *more, ok: bool = True) -> subprocess.CompletedProcess:
+    """Carry out `training(...)`."""
+    return script(*training(scenes, output_dir, *more), ok=ok)
 
 
 @pytest.fixture(scope="session")

@@ -114,7 +114,7 @@ def test_a_failed_save_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match=r"last\.pth: it cannot be written \(No space left"):
         checkpoint.save({"epoch": 2}, path)
     assert checkpoint.read(path, "--ckpt") == {"epoch": 1}
     assert os.listdir(tmp_path) == ["last.pth"]

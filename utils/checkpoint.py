@@ -10,8 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import InputError, UsageError
+from .files import replacing
 
 log = logging.getLogger(__name__)
+
+PARTS = {"model": "segmenter", "prefusion_model": "fuser", "bert_model": "text_encoder"}  # by key in the file
 
 
 def read(path: str, flag: str) -> dict:
@@ -43,31 +46,45 @@ def read(path: str, flag: str) -> dict:
 
 
 def save(content: dict, path: str) -> None:
-    """Write `content` to `path`, whole or not at all: a temporary file beside it, flushed, then renamed."""
-    temporary = f"{path}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        raise
+    """Write `content` to `path`, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written; a file that was there is still there.
+    """
+    with replacing(path) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # PyTorch's writer does not say why; a full disk is the usual reason
+            raise InputError(f"{path}: it cannot be written ({str(error).splitlines()[0]}); is the disk full?"
+                             ) from error
 
 
 def pack(model: nn.Module, epoch: int, args: dict, **more) -> dict:
     """A checkpoint in the released format.
 
     Args:
-        model: with `segmenter`, `fuser` and `text_encoder`.
-        epoch: number of the last finished epoch, from 0.
+        model: with `segmenter` (or None), `fuser` and `text_encoder`.
+        epoch: number of the last finished epoch, from 0; -1 before.
         args: plain values by flag name.
         more: further entries, plain values or state dicts; readers of the format ignore them.
     """
-    return {"model": model.segmenter.state_dict(), "prefusion_model": model.fuser.state_dict(),
-            "bert_model": model.text_encoder.state_dict(), "epoch": epoch, "args": args, **more}
+    return {**weights(model), "epoch": epoch, "args": args, **more}
+
+
+def weights(model: nn.Module) -> dict[str, dict]:
+    """The state dicts of the networks there are, by their names in the released format."""
+    return {key: getattr(model, name).state_dict() for key, name in PARTS.items() if getattr(model, name) is not None}
+
+
+def load_parts(model: nn.Module, content: dict, path: str) -> None:
+    """Fill all networks of `model` from a checkpoint in the released format.
+
+    Raises:
+        InputError: one is absent or does not fit.
+    """
+    for key, name in PARTS.items():
+        if getattr(model, name) is not None:
+            load_strictly(getattr(model, name), _part(content, key, path, "--resume"), f"--resume: {key!r} in {path}")
 
 
 def stored_args(content: dict) -> dict:
@@ -148,7 +165,9 @@ def load_lavt_one(model: nn.Module, path: str, with_head: bool) -> None:
     """
     flag = "--init_from_lavt_one"
     tensors = _part(read(path, flag), "model", path, flag)
-    parts = {"backbone": model.segmenter.backbone, "text_encoder": model.text_encoder}
+    parts = {"text_encoder": model.text_encoder}
+    if model.segmenter is not None:
+        parts["backbone"] = model.segmenter.backbone
     if with_head:
         parts["classifier"] = model.segmenter.classifier
     for prefix, module in parts.items():

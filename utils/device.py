@@ -1,4 +1,5 @@
 """The one place that knows kinds of devices: Ascend NPU, CUDA GPU, CPU."""
+import contextlib
 import importlib.util
 import logging
 import random
@@ -10,19 +11,22 @@ from .errors import UsageError
 
 log = logging.getLogger(__name__)
 
+COLLECTIVES = {"cuda": "nccl", "npu": "hccl", "cpu": "gloo"}
 
-def select_device(name: str) -> torch.device:
+
+def select_device(name: str, local_rank: int | None = None) -> torch.device:
     """The device that `--device` asks for.
 
     Args:
         name: `auto` (an Ascend NPU if torch_npu sees one, else CUDA, else CPU), `cuda`, `npu` or `cpu`; the middle
             two may carry an index, as in `cuda:1`.
+        local_rank: this process's number among those of the job on this machine, if there are several: picks one
+            device for each.
     Raises:
         UsageError: the name is none of these, or there is no such device here.
     """
     if name == "auto":
-        kind = "npu" if _count("npu") else "cuda" if _count("cuda") else "cpu"
-        return torch.device(kind)
+        name = "npu" if _count("npu") else "cuda" if _count("cuda") else "cpu"
     kind, _, index = name.partition(":")
     if kind not in ("cuda", "npu", "cpu") or (":" in name and not index.isdecimal()):
         raise UsageError(f"--device: {name!r} is none of auto, cuda, npu and cpu, nor one with an index as in cuda:1")
@@ -33,7 +37,19 @@ def select_device(name: str) -> torch.device:
         raise UsageError(f"--device {name}: none is available here; it needs {needs[kind]}")
     if index and int(index) >= count:
         raise UsageError(f"--device {name}: there are {count} here, numbered from 0")
-    return torch.device(name)
+    if kind == "cpu" or local_rank is None:
+        device = torch.device(name)
+    else:
+        if index:
+            raise UsageError(f"--device {name}: with several processes each takes a device of its own; "
+                             f"leave out the index (CUDA_VISIBLE_DEVICES picks among them)")
+        if local_rank >= count:
+            raise UsageError(f"--device {name}: process {local_rank} of this machine finds {count} devices; "
+                             f"start at most {count} processes, as in --nproc_per_node={count}")
+        device = torch.device(kind, local_rank)
+    if device.index is not None:
+        torch.get_device_module(kind).set_device(device)
+    return device
 
 
 def _count(kind: str) -> int:
@@ -52,8 +68,98 @@ def _count(kind: str) -> int:
     return module.device_count() if module.is_available() else 0
 
 
+def describe(device: torch.device) -> str:
+    """The device and its model, as in `cuda:0 (NVIDIA H200)`."""
+    if device.type == "cpu":
+        return f"cpu ({torch.get_num_threads()} threads)"
+    return f"{device} ({torch.get_device_module(device).get_device_name(device)})"
+
+
+def backend(device: torch.device) -> str:
+    """The process-group backends of a job on such devices: the device's own, and gloo for what lies on the CPU."""
+    return "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:{COLLECTIVES[device.type]}"
+
+
+def can_sync_batchnorm(device: torch.device) -> bool:
+    """Whether PyTorch has SyncBatchNorm for the device."""
+    return device.type != "cpu"
+
+
+def can_pin_memory(device: torch.device) -> bool:
+    """Whether copies from page-locked memory are faster than others."""
+    return device.type != "cpu"
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None):
+    """A context in which networks compute in `dtype`; None leaves them at float32."""
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def grad_scaler(device: torch.device, dtype: torch.dtype | None) -> torch.amp.GradScaler:
+    """A scaler that keeps small gradients alive in float16, and that in any precision skips non-finite steps.
+
+    Outside float16 its scale is to be held at 1 by `scaler.update(1.0)`. The skipping costs no host sync where the
+    optimizer is fused.
+    """
+    return torch.amp.GradScaler(device.type, init_scale=2.0 ** 16 if dtype == torch.float16 else 1.0)
+
+
+def has_fused_optimizers(device: torch.device) -> bool:
+    """Whether `torch.optim.AdamW(fused=True)` is known to run on the device."""
+    return device.type != "npu"
+
+
+def allow_tf32(device: torch.device) -> None:
+    """Let float32 matrix products and convolutions use TensorFloat-32 where the device has it."""
+    torch.set_float32_matmul_precision("high")
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = True
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that tensors on the device have held at once; for the CPU, that the process has."""
+    if device.type == "cpu":
+        import resource  # Unix only, like training
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return torch.get_device_module(device).max_memory_allocated(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that the device or the machine has run out of memory."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(words in str(error).lower() for words in (
+            "out of memory", "can't allocate memory", "not enough memory")))
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and PyTorch on every device."""
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed % 2 ** 32)
     torch.manual_seed(seed)
+
+
+def random_state(device: torch.device) -> dict:
+    """The states of all random generators of this process, as tensors and plain values."""
+    name, keys, *rest = np.random.get_state()
+    state = {"python": random.getstate(), "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+             "torch": torch.get_rng_state()}
+    if device.type != "cpu":
+        state["device"] = torch.get_device_module(device).get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict, device: torch.device) -> None:
+    """Put all generators back to a `random_state`; that of the device stays as it is if the state has none."""
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if device.type != "cpu" and "device" in state:
+        torch.get_device_module(device).set_rng_state(state["device"], device)

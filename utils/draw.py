@@ -88,12 +88,17 @@ class SampleSheet:
         for i, row in enumerate(batch["row"].tolist()):
             if row < len(self.questions):
                 fused = to_image(output.fused[i])
-                predicted = (output.logits[i].argmax(0) == 1).cpu().numpy()
-                self.rows.append((self.questions[row], [
-                    to_image(batch["vis"][i]), to_image(batch["ir"][i]), fused, outlined(fused, predicted),
-                    outlined(fused, (batch["target"][i] == 1).numpy())]))
+                pictures = [to_image(batch["vis"][i]), to_image(batch["ir"][i]), fused]
+                if output.logits is not None:
+                    predicted = (output.logits[i].argmax(0) == 1).cpu().numpy()
+                    pictures += [outlined(fused, predicted), outlined(fused, (batch["target"][i] == 1).numpy())]
+                self.rows.append((self.questions[row], pictures))
+
+    def page(self) -> np.ndarray | None:
+        """The sheet, (H, W, 3) uint8; None if there is nothing on it."""
+        return np.asarray(contact_sheet(self.rows, PANELS[:len(self.rows[0][1])])) if self.rows else None
 
     def save(self, path: str) -> None:
         """Write the sheet, if there is anything on it."""
         if self.rows:
-            contact_sheet(self.rows).save(path)
+            Image.fromarray(self.page()).save(path)

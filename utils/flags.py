@@ -52,6 +52,21 @@ def require_existing(args: argparse.Namespace, *names: str) -> None:
             raise UsageError(f"--{name}: there is no {path!r}; README.md, \"Data and weights\", says where to get it")
 
 
+def find_resume(resume: str, output_dir: str) -> str:
+    """The file that `--resume` means: `auto` is last.pth in the output folder, or nothing if there is none.
+
+    Raises:
+        UsageError: a file was named that is not there.
+    """
+    if resume == "auto":
+        last = os.path.join(output_dir, "last.pth")
+        return last if os.path.isfile(last) else ""
+    if resume and not os.path.isfile(resume):
+        raise UsageError(f"--resume: there is no file {resume!r}; --resume auto takes last.pth in --output-dir, if it "
+                         "is there")
+    return resume
+
+
 def make_folder(path: str, flag: str) -> None:
     """Create a folder for results unless it is there.
 

@@ -8,9 +8,10 @@ if __package__ in (None, ""):  # started as a script: its folder, not the projec
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from utils.errors import InputError, UsageError, run
+from utils.files import replacing
 
 LOSSES = ("total", "seg", "fusion")
-METRICS = ("mIoU", "oIoU", "precision@0.5")
+METRICS = ("mIoU", "oIoU", "precision@0.5", "val_fusion")  # the last for runs that train the fuser alone
 
 
 def read_log(folder: str) -> list[dict]:
@@ -29,7 +30,8 @@ def read_log(folder: str) -> list[dict]:
     for number, line in enumerate(lines, start=1):
         try:
             epoch = json.loads(line)
-            epochs.append({name: epoch[name] for name in ("epoch", *LOSSES, *METRICS)})
+            epochs.append({name: epoch[name] for name in ("epoch", "total")} | {
+                name: epoch[name] for name in (*LOSSES, *METRICS) if name in epoch})
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}, line {number}: this is no epoch of a training run ({error!r})") from error
     return epochs
@@ -51,16 +53,19 @@ def plot(folders: list[str], picture: str) -> None:
         for axis, names in zip(axes, (LOSSES, METRICS), strict=True):
             axis.set_prop_cycle(None)  # the same colour for the same curve of every run
             for name in names:
-                axis.plot([epoch["epoch"] for epoch in epochs], [epoch[name] for epoch in epochs],
-                          style, marker=marker, label=run_name + name)
-    for axis, title in zip(axes, ("training loss", "validation, percent"), strict=True):
+                drawn = [epoch for epoch in epochs if name in epoch]
+                if drawn:
+                    axis.plot([epoch["epoch"] for epoch in drawn], [epoch[name] for epoch in drawn],
+                              style, marker=marker, label=run_name + name)
+    for axis, title in zip(axes, ("training loss", "validation (IoU and precision in percent)"), strict=True):
         axis.set(title=title, xlabel="epoch", ylim=(0, None))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         axis.legend()
     try:
-        figure.savefig(picture, dpi=110)
-    except (OSError, ValueError) as error:  # no such folder, or no such kind of picture
+        with replacing(picture) as path:
+            figure.savefig(path, dpi=110, format=os.path.splitext(picture)[1][1:] or "png")
+    except (InputError, ValueError) as error:  # no such folder, or no such kind of picture
         raise UsageError(f"the picture {picture!r} cannot be written ({error})") from error
     finally:
         plt.close(figure)

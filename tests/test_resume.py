@@ -1,0 +1,168 @@
+"""A run that is killed, told to stop or short of disk space, and goes on."""
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, script, train, training
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from utils import checkpoint
+
+LENGTH = ("--epochs", 3, "--eval_vis_dir", "", "--seed", 4)
+
+
+def start(scenes, folder: Path, *more) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-u", *training(scenes, folder, *LENGTH, *more)], cwd=ROOT,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def wait_for(process: subprocess.Popen, updates: int) -> None:
+    """Return when the progress bars have moved so often, or when the process ends."""
+    while updates > 0 and (byte := process.stdout.read(1)):
+        updates -= byte == b"\r"
+
+
+def kill_and_resume(scenes, folder: Path, workers: int, chance: random.Random) -> str:
+    """Kill a run at an arbitrary point, have it go on, and do so again; where it went on, in words."""
+    process = start(scenes, folder, "-j", workers, "--save_every_minutes", 0)
+    wait_for(process, chance.randint(1, 22))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    resumed = train(scenes, folder, *LENGTH, "-j", workers, "--resume", "auto")
+    return next((line for line in resumed.stdout.splitlines() if "going on at" in line), "nothing saved yet")
+
+
+def record(folder: Path) -> list[dict]:
+    """The log without what depends on time."""
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name not in ("seconds", "samples_per_second")}
+            for line in lines]
+
+
+def assert_same_outcome(one: Path, other: Path) -> None:
+    assert record(one) == record(other)
+    for name in ("last.pth", "model_best_lavt.pth"):
+        first, second = (checkpoint.read(str(folder / name), "--resume") for folder in (one, other))
+        for part in ("model", "prefusion_model", "bert_model"):
+            assert all(torch.equal(tensor, second[part][key]) for key, tensor in first[part].items()), (name, part)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(scenes, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    train(scenes, folder, *LENGTH)
+    return folder
+
+
+@pytest.mark.parametrize(("workers", "seed"), [(0, 1), (0, 2), (2, 3)])
+def test_a_killed_run_goes_on_to_the_same_weights_and_log(workers, seed, undisturbed, scenes, tmp_path):
+    print(kill_and_resume(scenes, tmp_path, workers, random.Random(seed)))
+    assert_same_outcome(undisturbed, tmp_path)
+
+
+@pytest.mark.parametrize(("number", "updates"), [(signal.SIGTERM, 3), (signal.SIGINT, 9), (signal.SIGUSR1, 2)])
+def test_a_signal_saves_and_says_how_to_go_on(number, updates, undisturbed, scenes, tmp_path):
+    """The scheduler signals the whole process group, the processes that load data included."""
+    process = start(scenes, tmp_path, "-j", 1)
+    wait_for(process, updates)
+    os.killpg(process.pid, number)
+    output = process.communicate()[0].decode()
+    assert process.returncode == 128 + number, output
+    assert f"stopped by {number.name}; the run so far is in {tmp_path / 'last.pth'}; to go on:" in output
+    assert "Traceback" not in output
+    words = output.strip().splitlines()[-1].replace("''", "").split()
+    assert words[:2] == ["python", "train_with_lavt.py"] and words[-2:] == ["--resume", "auto"]
+    if number == signal.SIGTERM:  # the others would show nothing new
+        train(scenes, tmp_path, *LENGTH, "--resume", "auto")
+        assert_same_outcome(undisturbed, tmp_path)
+
+
+def test_everything_in_use_is_restored(scenes, tmp_path):
+    """Averaged weights, accumulated steps, float16's scale and --keep, over a stop in the middle of an epoch."""
+    flags = (*LENGTH, "--model-ema-decay", 0.9, "-b", 2, "--grad-accum-steps", 2, "--amp", "--amp-dtype", "float16", "--keep", 2,
+             "--grad_clip", 1, "--freeze_bert", "--epochs", 2, "--img_size", 40)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(scenes, whole, *flags)
+    process = start(scenes, parts, *flags)
+    wait_for(process, 4)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    train(scenes, parts, *flags, "--resume", "auto")
+    assert_same_outcome(whole, parts)
+    assert sorted(path.name for path in parts.glob("epoch_*.pth")) == ["epoch_000.pth", "epoch_001.pth"]
+    raw, averaged = (checkpoint.read(str(parts / "last.pth"), "--resume") for _ in range(2))
+    assert not torch.equal(raw["training"]["weights"]["prefusion_model"]["net.outc.weight"],
+                           averaged["prefusion_model"]["net.outc.weight"])
+
+
+def test_a_full_disk_costs_a_warning_and_the_old_file_stays(undisturbed, scenes, tmp_path):
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    before = (tmp_path / "last.pth").read_bytes()
+    limit = 10 * 2 ** 20  # bytes; a checkpoint has more
+    result = subprocess.run(
+        [sys.executable, *training(scenes, tmp_path, *LENGTH, "--epochs", 4, "--resume", "auto")], cwd=ROOT,
+        capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    assert result.returncode == 0, result.stderr
+    assert "WARNING: last.pth could not be written, training goes on:" in result.stdout
+    assert (tmp_path / "last.pth").read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
+    assert len(record(tmp_path)) == 4
+
+
+def test_the_same_steps_are_not_told_to_tensorboard_twice(undisturbed, scenes, tmp_path):
+    process = start(scenes, tmp_path, "--save_every_minutes", 0, "--print-freq", 1)
+    wait_for(process, 8)
+    process.kill()
+    process.communicate()
+    train(scenes, tmp_path, *LENGTH, "--print-freq", 1, "--resume", "auto")
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("loss/total")] == list(range(1, 13))
+
+
+def test_nothing_to_resume_starts_anew_and_a_finished_run_ends_at_once(undisturbed, scenes, tmp_path):
+    result = train(scenes, undisturbed, *LENGTH, "--resume", "auto")
+    assert "3 epochs are done" in result.stdout and "step/s" not in result.stdout
+    result = train(scenes, tmp_path, "--epochs", 1, "--resume", "auto")
+    assert "going on" not in result.stdout and len(record(tmp_path)) == 1
+
+
+def test_what_differs_from_the_run_so_far_is_said(undisturbed, scenes, tmp_path):
+    result = train(scenes, tmp_path, *LENGTH, "--epochs", 4, "--lr_seg", 2e-4, "-b", 8, "--resume",
+                   undisturbed / "last.pth")
+    for words in ("--epochs is 4, it was 3", "--lr_seg is 0.0002, it was 0.001", "--batch_size is 8, it was 4"):
+        assert f"WARNING: the run goes on otherwise than it began: {words}" in result.stdout
+    assert len(record(tmp_path)) == 4
+    assert record(tmp_path)[3]["lr_seg"] == pytest.approx(2e-4 * 0.25 ** 0.9)
+
+
+def test_a_file_that_cannot_be_resumed_is_named(undisturbed, scenes, tmp_path):
+    whole = (undisturbed / "last.pth").read_bytes()
+    (tmp_path / "last.pth").write_bytes(whole[:len(whole) // 2])
+    for path, flags, code, message in (
+            (tmp_path / "last.pth", [], 1, "last.pth cannot be read; it is damaged"),
+            (undisturbed / "model_best_lavt.pth", [], 1, "holds weights but no state of a training run"),
+            (tmp_path / "absent.pth", [], 2, "--resume: there is no file"),
+            (undisturbed / "last.pth", ["--prefusion_base_ch", 8], 1, "'prefusion_model' in"),
+            (undisturbed / "last.pth", ["--freeze_bert"], 1, "trained other parameters")):
+        result = train(scenes, tmp_path / "out", *LENGTH, *flags, "--resume", path, ok=False)
+        assert result.returncode == code, result.stderr
+        assert message in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_checkpoint_can_be_evaluated_without_training(undisturbed, scenes, tmp_path):
+    best = max(epoch["oIoU"] for epoch in record(undisturbed))
+    result = train(scenes, tmp_path / "absent", "--eval_only", "--resume", undisturbed / "model_best_lavt.pth")
+    line = next(line for line in result.stdout.splitlines() if line.startswith("oIoU"))
+    assert float(line.split()[1]) == pytest.approx(best, abs=0.005)
+    assert not (tmp_path / "absent").exists()
+    result = script(*training(scenes, tmp_path, "--eval_only"), ok=False)
+    assert result.returncode == 2 and "--eval_only: name the checkpoint" in result.stderr

@@ -1,0 +1,119 @@
+"""Several processes that train together, started by torchrun or Slurm; every function also serves a lone process."""
+import contextlib
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from . import device as devices
+from .errors import InputError, UsageError
+
+
+def local_rank() -> int | None:
+    """This process's number on its machine; None when it was started alone."""
+    return int(os.environ["LOCAL_RANK"]) if "LOCAL_RANK" in os.environ and "RANK" in os.environ else None
+
+
+def start(device: torch.device, timeout_minutes: float) -> None:
+    """Meet the other processes of the job, if the environment says that there are any.
+
+    Args:
+        timeout_minutes: how long an operation may wait for the others before the job is given up.
+    Raises:
+        UsageError: the environment is incomplete.
+        InputError: the others cannot be reached.
+    """
+    if local_rank() is None:
+        return
+    missing = [name for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise UsageError(f"the environment names RANK but not {', '.join(missing)}; start with torchrun, or set all")
+    options = {} if device.type == "cpu" else {"device_id": device}
+    try:
+        dist.init_process_group(devices.backend(device), timeout=timedelta(minutes=timeout_minutes), **options)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"the other processes of the job cannot be reached at {os.environ['MASTER_ADDR']}:"
+                         f"{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]})") from error
+
+
+def stop() -> None:
+    """Part from the other processes."""
+    if active():
+        dist.destroy_process_group()
+
+
+def active() -> bool:
+    """Whether there are other processes, or could be."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """This process's number in the job; the one with 0 writes."""
+    return dist.get_rank() if active() else 0
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if active() else 1
+
+
+def mean(value: Tensor) -> Tensor:
+    """The mean of a float tensor over the processes, wherever the tensor lies; one alone gets the tensor back."""
+    if world_size() == 1:
+        return value
+    value = value.detach().clone()
+    dist.all_reduce(value)
+    return value / world_size()
+
+
+def largest(number: int) -> int:
+    """The largest of the numbers that the processes give, over the CPU: the device need not be waited for."""
+    if world_size() == 1:
+        return number
+    value = torch.tensor(number)
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return int(value)
+
+
+def gather(thing) -> list:
+    """What each process gives, in the order of their ranks."""
+    if world_size() == 1:
+        return [thing]
+    things = [None] * world_size()
+    dist.all_gather_object(things, thing)
+    return things
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the buffers of rank 0: running statistics differ where batch norm is not synchronised."""
+    if world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether `error` means that another process has died or does not answer any more."""
+    return active() and world_size() > 1 and isinstance(error, RuntimeError) and (
+        isinstance(error, dist.DistError) or any(words in str(error).lower() for words in (
+            "connection closed by peer", "connection reset by peer", "timed out", "broken pipe", "gloo")))
+
+
+def wrap(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model as DistributedDataParallel; unchanged for a lone process."""
+    if world_size() == 1:
+        return model
+    return nn.parallel.DistributedDataParallel(
+        model, device_ids=None if device.type == "cpu" else [device], gradient_as_bucket_view=True)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model that `wrap` was given."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def without_averaging(model: nn.Module, skip: bool):
+    """A context in which DistributedDataParallel leaves each process its own gradients, if `skip`."""
+    several = isinstance(model, nn.parallel.DistributedDataParallel)
+    return model.no_sync() if skip and several else contextlib.nullcontext()
