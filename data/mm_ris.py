@@ -13,7 +13,8 @@ from utils.errors import InputError
 from .parquet_rows import ParquetRows, find_parquet, first_line, open_parquet
 
 TEXT = ("image_name", "question")
-BYTES = ("visible_image", "infrared_image", "segmentation")
+IMAGES = ("visible_image", "infrared_image")
+BYTES = (*IMAGES, "segmentation")
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ class MMRISDataset(torch.utils.data.Dataset):
 
     `dataset[row]` is a dict, S being `img_size`:
         vis, ir: (3, S, S) float32, standardised with the ImageNet statistics.
-        target: (S, S) int64, 1 on the object, 0 elsewhere.
+        target (with `masks`): (S, S) int64, 1 on the object, 0 elsewhere.
         input_ids, attention_mask: (20,) int64.
         row: int, counted over all files.
         mask (with `originals`): (h, w) uint8 array of 0 and 1, at the segmentation's own size.
@@ -38,27 +39,31 @@ class MMRISDataset(torch.utils.data.Dataset):
         tokenizer: a `bert.Tokenizer`.
         img_size: S, a positive int, pixels.
         originals: also give `mask` and `size`.
+        masks: False leaves out the masks; the column `segmentation` is then not needed.
     Raises:
         InputError: data that cannot be used; the message names file, row (within the file) and column. What concerns
             images and masks is found when their row is asked for.
     """
 
-    def __init__(self, path: str, tokenizer, img_size: int = 480, originals: bool = False):
+    def __init__(self, path: str, tokenizer, img_size: int = 480, originals: bool = False,
+                 masks: bool = True):
         if img_size < 1:
             raise ValueError(f"img_size must be a positive number of pixels, not {img_size}")
         self.img_size = img_size
         self.originals = originals
+        self.masks = masks
+        columns = BYTES if masks else IMAGES
         files = find_parquet(path)
         self.names, self.questions, indices = [], [], []
         for file in files:
-            columns = _read_small_columns(file)
-            self.names += columns["image_name"]
-            self.questions += columns["question"]
-            indices.append(columns.get("index"))
+            small = _read_small_columns(file, columns)
+            self.names += small["image_name"]
+            self.questions += small["question"]
+            indices.append(small.get("index"))
         if not self.questions:
             raise InputError(f"{path}: there are no rows in it")
         self.indices = _usable_indices(path, indices, len(self.questions))
-        self._rows = ParquetRows(files, list(BYTES))
+        self._rows = ParquetRows(files, list(columns))
         self.input_ids, self.attention_mask = tokenizer(self.questions)
 
     def __len__(self) -> int:
@@ -73,19 +78,22 @@ class MMRISDataset(torch.utils.data.Dataset):
                 raise InputError(f"{self._place(row, column)} is empty (null)")
         vis = self._decode(cells, "visible_image", row)
         ir = self._decode(cells, "infrared_image", row)
-        mask = self._decode_mask(cells, row)
-        square = (self.img_size, self.img_size)
-        target = np.asarray(Image.fromarray(mask).resize(square, Image.Resampling.NEAREST))
         sample = {
             "vis": self._to_tensor(vis),
             "ir": self._to_tensor(ir),
-            "target": torch.from_numpy(target.astype(np.int64)),
             "input_ids": self.input_ids[row],
             "attention_mask": self.attention_mask[row],
             "row": int(row),
         }
         if self.originals:
-            sample |= {"mask": mask, "size": vis.size}
+            sample["size"] = vis.size
+        if self.masks:
+            mask = self._decode_mask(cells, row)
+            square = (self.img_size, self.img_size)
+            target = np.asarray(Image.fromarray(mask).resize(square, Image.Resampling.NEAREST))
+            sample["target"] = torch.from_numpy(target.astype(np.int64))
+            if self.originals:
+                sample["mask"] = mask
         return sample
 
     def shuffle_text(self, seed: int) -> None:
@@ -153,13 +161,13 @@ def collate(samples: list[dict]) -> dict:
     return batch
 
 
-def _read_small_columns(file: str) -> dict[str, list]:
-    """`image_name`, `question` and, where there is one, `index`; also checks the schema."""
+def _read_small_columns(file: str, large: tuple[str, ...]) -> dict[str, list]:
+    """`image_name`, `question` and, where there is one, `index`; also checks that the `large` ones are there."""
     parquet = open_parquet(file)
     schema = parquet.schema_arrow
     for columns, kinds, wanted in (
         (TEXT, (pa.types.is_string, pa.types.is_large_string), "text"),
-        (BYTES, (pa.types.is_binary, pa.types.is_large_binary), "bytes"),
+        (large, (pa.types.is_binary, pa.types.is_large_binary), "bytes"),
     ):
         for column in columns:
             if schema.names.count(column) != 1:

@@ -87,8 +87,8 @@ def test_a_signal_saves_and_says_how_to_go_on(number, updates, undisturbed, scen
 
 def test_everything_in_use_is_restored(scenes, tmp_path):
     """Averaged weights, accumulated steps, float16's scale and --keep, over a stop in the middle of an epoch."""
-    flags = (*LENGTH, "--model-ema-decay", 0.9, "-b", 2, "--grad-accum-steps", 2, "--amp", "--amp-dtype", "float16", "--keep", 2,
-             "--grad_clip", 1, "--freeze_bert", "--epochs", 2, "--img_size", 40)
+    flags = (*LENGTH, "--model-ema-decay", 0.9, "-b", 2, "--grad-accum-steps", 2, "--amp", "--amp-dtype", "float16",
+             "--keep", 2, "--grad_clip", 1, "--freeze_bert", "--epochs", 2, "--img_size", 40)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(scenes, whole, *flags)
     process = start(scenes, parts, *flags)

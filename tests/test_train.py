@@ -5,8 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import script, train
+from conftest import script, train, training
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from utils import checkpoint
 
@@ -75,6 +76,75 @@ def test_a_seed_gives_the_same_weights_with_and_without_workers(scenes, tmp_path
     assert not all(torch.equal(a[key], c[key]) for key in a)
 
 
+@pytest.mark.parametrize("flags", [
+    ["--amp", "--grad-accum-steps", 2, "--tf32"],
+    ["--grad-checkpointing", "--channels-last", "--model-ema-decay", 0.5, "-b", 8]])
+def test_it_trains_with_less_precision_and_less_memory(flags, trained, scenes, tmp_path):
+    train(scenes, tmp_path, *flags, "--eval_vis_dir", "")
+    first, second = epochs_of(tmp_path)
+    assert second["total"] < first["total"] < 1.1 * epochs_of(trained)[0]["total"]
+    assert second["skipped_steps"] == 0
+
+
+def test_it_trains_compiled(trained, scenes, tmp_path, monkeypatch):
+    """Without code generation, which takes a C++ compiler minutes: what is traced is what would be compiled."""
+    import logging
+
+    import train_with_lavt
+
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend="eager"))
+    monkeypatch.setattr("sys.argv", training(scenes, tmp_path, "--torchcompile", "--eval_vis_dir", ""))
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    train_with_lavt.main()
+    assert epochs_of(tmp_path)[1]["total"] == pytest.approx(epochs_of(trained)[1]["total"], rel=0.05)
+
+
+def test_the_fuser_alone_needs_no_masks_and_can_start_a_joint_run(scenes, tmp_path):
+    for name in ("train", "val"):
+        table = pq.read_table(scenes / f"mm_ris_{name}.parquet")
+        pq.write_table(table.drop_columns(["segmentation"]), tmp_path / f"{name}.parquet")
+    folder = tmp_path / "fuser"
+    data = ("--train_parquet", tmp_path / "train.parquet", "--val_parquet", tmp_path / "val.parquet")
+    train(scenes, folder, *data, "--train_fuser_only", "--pretrained_swin_weights", "absent.pth")
+    train(scenes, folder, *data, "--train_fuser_only", "--epochs", 3, "--resume", "auto")
+    epochs = epochs_of(folder)
+    assert epochs[2]["val_fusion"] < epochs[0]["val_fusion"] and "mIoU" not in epochs[0] and "seg" not in epochs[0]
+    assert Image.open(folder / "curves.png").width > 300 and (folder / "eval_vis" / "epoch_002.png").exists()
+    fuser = checkpoint.read(str(folder / "model_best_lavt.pth"), "--ck_prefusion")
+    assert "model" not in fuser
+    joint = train(scenes, tmp_path / "joint", "--epochs", 1, "--lr_pf", 0, "--wd_pf", 0, "--ck_prefusion",
+                  folder / "model_best_lavt.pth", "--eval_vis_dir", "")
+    assert "→ fuser: " in joint.stdout
+    result = checkpoint.read(str(tmp_path / "joint" / "last.pth"), "--ckpt")
+    assert torch.equal(result["prefusion_model"]["net.outc.weight"], fuser["prefusion_model"]["net.outc.weight"])
+
+
+def test_frozen_networks_keep_their_weights(trained, scenes, tmp_path):
+    start = lavt_one(checkpoint.read(str(trained / "last.pth"), "--ckpt"), tmp_path)
+    train(scenes, tmp_path, "--epochs", 1, "--init_from_lavt_one", start, "--freeze_bert", "--freeze_backbone",
+          "--eval_vis_dir", "")
+    tensors = checkpoint.read(start, "--init_from_lavt_one")["model"]
+    end = checkpoint.read(str(tmp_path / "last.pth"), "--ckpt")
+    assert all(torch.equal(tensor, tensors[key]) for key, tensor in end["model"].items() if key.startswith("backbone"))
+    assert all(torch.equal(tensor, tensors[f"text_encoder.{key}"]) for key, tensor in end["bert_model"].items())
+
+
+def test_tensorboard_and_run_json_tell_what_the_run_is(trained):
+    board = EventAccumulator(str(trained / "tensorboard")).Reload()
+    tags = set(board.Tags()["scalars"])
+    assert tags >= {*(f"loss/{term}" for term in TERMS), "learning_rate/lr_seg", "learning_rate/lr_pf",
+                    *(f"gradient_norm/{name}" for name in ("text_encoder", "fuser", "segmenter")), "validation/mIoU",
+                    "validation/oIoU", "run/samples_per_second", "run/peak_memory_GiB", "run/skipped_steps"}
+    assert len(board.Images("validation")) == 2
+    run = json.loads((trained / "run.json").read_text())
+    assert (run["device"].split()[0], run["precision"], run["effective_batch"]) == ("cpu", "float32", 4)
+    assert (run["training_samples"], run["validation_samples"]) == (16, 6)
+    assert run["million_parameters"].keys() == {"text_encoder", "fuser", "segmenter"}
+    assert run["flags"]["lr_seg"] == 1e-3 and run["torch"] == torch.__version__
+    assert run["git_commit"] is None or len(run["git_commit"].rstrip("+")) == 40
+
+
 def test_every_option_of_the_optimization_is_taken(scenes, tmp_path):
     train(scenes, tmp_path, "--epochs", 1, "--seg_loss", "dice", "--amsgrad", "--grad_clip", 0.1, "--fusion_drop", 0.2,
           "--channels-last", "--mha", "1-2-4-8", "--window12", "--model_id", "try",
@@ -135,12 +205,16 @@ def test_starting_anew_in_a_folder_keeps_the_earlier_run(scenes, tmp_path):
     (["--device", "cuda:99"], 2, "--device cuda:99"),
     (["--model_id", "../x"], 2, "--model_id: '../x' cannot be part of a file name"),
     (["--load_lavt_head"], 2, "--load_lavt_head: there is no classifier"),
-    (["--fusion_drop", "1"], 2, "a dropout rate is below 1"),
+    (["--fusion_drop", "1"], 2, "--fusion_drop: must be below 1"),
     (["--lr_seg", "nan"], 2, "--lr_seg: must be a number of at least 0"),
     (["--epochs", "0"], 2, "--epochs: must be a whole number of at least 1"),
     (["--swin_typ", "micro"], 2, "unrecognized arguments"),
-    (["-b", 17], 1, "has 16 rows, fewer than one batch of 17"),
-    (["--lr_seg", "1e30"], 1, "the loss is no longer finite")])
+    (["-b", 17], 1, "has 16 rows, fewer than the 17 of one step"),
+    (["--train_fuser_only", "--freeze_bert"], 2, "leave out --freeze_bert"),
+    (["--torchcompile", "--grad-checkpointing"], 2, "cannot be combined"),
+    (["--model-ema-decay", "1"], 2, "--model-ema-decay: must be below 1"),
+    (["--grad-accum-steps", "5"], 1, "fewer than the 20 of one step"),
+    (["--lr_seg", "1e30", "--max_bad_steps", "2"], 1, "this was number 2 in a row, and training stops")])
 def test_what_cannot_work_ends_with_one_sentence(flags, code, message, scenes, tmp_path):
     result = train(scenes, tmp_path / "out", *flags, ok=False)
     assert result.returncode == code

@@ -1,0 +1,198 @@
+"""The training step: what it skips, what it adds up, what it saves memory on."""
+import copy
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import engine
+from engine import Progress, Readings, train_one_epoch
+from models import Output, build_criterion, build_model
+from utils.device import grad_scaler
+from utils.errors import InputError
+
+CPU = torch.device("cpu")
+ARGS = SimpleNamespace(
+    swin_type="micro", window12=False, mha="", fusion_drop=0.0, prefusion_base_ch=4, pretrained_swin_weights="",
+    seg_loss="ce", lambda_prefusion=3.0, w_ssim_vis=0.5, w_ssim_ir=0.0, w_mse_vis=0.5, w_mse_ir=2.0, w_sobel_vis=0.0,
+    w_sobel_ir=1.0, w_grad=1.0)
+NEVER = SimpleNamespace(due=lambda: 0)
+
+
+@pytest.fixture(scope="module")
+def start(tiny_bert):
+    torch.manual_seed(0)
+    ARGS.ck_bert = tiny_bert
+    return build_model(ARGS)
+
+
+@pytest.fixture
+def model(start):
+    return copy.deepcopy(start)
+
+
+def batches(count: int, size: int = 2, bad: tuple[int, ...] = ()) -> list[dict]:
+    """Batches of noise; those numbered in `bad` have pixels that are no numbers."""
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for number in range(count):
+        vis, ir = torch.randn(2, size, 3, 64, 64, generator=generator)
+        if number in bad:
+            ir[0, 0, 0, 0] = torch.nan
+        made.append({
+            "vis": vis, "ir": ir, "input_ids": torch.randint(1, 50, (size, 20), generator=generator),
+            "attention_mask": torch.ones(size, 20, dtype=torch.int64),
+            "target": torch.randint(0, 2, (size, 64, 64), generator=generator),
+            "row": torch.arange(number * size, number * size + size)})
+    return made
+
+
+def run(model, loader, **options) -> Progress:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    progress = Progress()
+    train_one_epoch(
+        model, build_criterion(ARGS), loader, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
+        grad_scaler(CPU, options.get("dtype")), CPU, progress, NEVER, networks=model.networks(), **options)
+    return progress
+
+
+def state(model) -> dict:
+    return {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_named(model, start, capsys):
+    good, other = batches(3), copy.deepcopy(start)
+    torch.manual_seed(2)
+    progress = run(model, batches(1, bad=(0,)), print_freq=1)
+    assert all(torch.equal(tensor, state(start)[name]) for name, tensor in state(model).items())
+    assert (progress.step, progress.skipped, progress.sums) == (1, 1, {})
+    output = capsys.readouterr().out
+    assert "WARNING: epoch 0, step 1: not finite: " in output
+    assert "total" in output and "rows 0, 1; the step was skipped" in output
+    torch.manual_seed(2)
+    run(model, good)
+    torch.manual_seed(2)
+    run(other, good)
+    assert all(torch.equal(tensor, state(other)[name]) for name, tensor in state(model).items())
+
+
+def test_too_many_in_a_row_are_the_end(model):
+    assert run(model, batches(5, bad=(0, 1, 3, 4)), max_bad_steps=3, print_freq=2).skipped == 4
+    with pytest.raises(InputError, match=r"rows 4, 5; this was number 3 in a row"):
+        run(model, batches(4, bad=(0, 1, 2)), max_bad_steps=3, print_freq=2)
+
+
+def test_a_gradient_alone_that_is_not_finite_is_skipped_too(model, start):
+    class Explosive(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * torch.inf
+
+    model.fuser.register_forward_hook(lambda _module, _inputs, fused: Explosive.apply(fused))
+    progress = run(model, batches(1))
+    assert progress.skipped == 1
+    assert all(torch.equal(tensor, state(start)[name]) for name, tensor in state(model).items())
+
+
+def test_float16_finding_its_scale_is_no_fault():
+    scaler = SimpleNamespace(get_scale=lambda: 1024.0)
+    progress = Progress(step=1)
+    for dtype, expected in ((torch.float16, 0), (torch.bfloat16, 1)):
+        readings = Readings(progress, scaler, dtype, 10)
+        readings.add(torch.tensor([3]), {"total": torch.tensor(1.0)}, {"fuser": torch.tensor(torch.inf)})
+        readings.read()
+        assert progress.bad_in_a_row == expected
+    assert progress.skipped == 2
+
+
+def test_the_device_is_asked_only_every_print_freq_steps(model, monkeypatch):
+    reads = []
+    monkeypatch.setattr(engine.Readings, "read", lambda self: reads.append(len(self.steps)) or self.steps.clear() or {})
+    run(model, batches(7, size=1), print_freq=3)
+    assert reads == [3, 3, 1]
+
+
+def test_accumulated_batches_are_one_step(model):
+    """Without batch norm and cross-entropy's weights, whose statistics are those of each batch."""
+    model.eval()
+    model.train = lambda mode=True: model
+    seen = {}
+    criterion = build_criterion(SimpleNamespace(**vars(ARGS) | {"seg_loss": "bce_area"}))
+    for size, accum in ((4, 1), (2, 2)):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0)
+        optimizer.register_step_pre_hook(lambda *_, size=size: seen.update(
+            {size: {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}}))
+        whole = batches(1, size=4)[0]
+        loader = [{name: value[i:i + size] for name, value in whole.items()} for i in range(0, 4, size)]
+        progress = Progress()
+        train_one_epoch(model, criterion, loader, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
+                        grad_scaler(CPU, None), CPU, progress, NEVER, networks=model.networks(), accum=accum)
+        assert (progress.step, progress.samples) == (1, 4)
+    for name, gradient in seen[4].items():
+        assert (gradient - seen[2][name]).norm() <= 1e-4 * gradient.norm() + 1e-6, name
+
+
+def test_recomputing_changes_neither_gradients_nor_running_statistics(model, start):
+    other = copy.deepcopy(start)
+    other.recompute_activations()
+    batch = batches(1)[0]
+    outcomes = []
+    for network in (model, other):
+        torch.manual_seed(5)  # drop path draws the same, and again in the second pass
+        network.train()
+        loss, _ = build_criterion(ARGS)(network(batch["vis"], batch["ir"], batch["input_ids"], batch["attention_mask"]),
+                                        batch["vis"], batch["ir"], batch["target"])
+        loss.backward()
+        outcomes.append([*(p.grad for p in network.parameters() if p.grad is not None), *network.buffers()])
+    assert all(torch.equal(one, two) for one, two in zip(*outcomes, strict=True))
+
+
+def test_losses_are_float32_whatever_the_networks_compute_in(model):
+    batch = batches(1)[0]
+    criterion = build_criterion(ARGS)
+    vis, ir = batch["vis"], batch["ir"]
+    output = Output(vis.bfloat16(), torch.randn(2, 2, 64, 64).bfloat16())
+    loss, terms = criterion(output, vis, ir, batch["target"])
+    assert loss.dtype == torch.float32 and all(term.dtype == torch.float32 for term in terms.values())
+    with torch.autocast("cpu", torch.bfloat16):
+        fused = model.eval()(vis, ir, batch["input_ids"], batch["attention_mask"]).fused
+    assert fused.dtype == torch.float32  # bfloat16 could not tell 256 grey levels apart
+
+
+def test_frozen_parts_stay_as_they_are(model, start):
+    model.freeze(model.text_encoder)
+    model.freeze(model.segmenter.backbone)
+    run(model, batches(2))
+    model.train()
+    assert not model.text_encoder.training and not model.segmenter.backbone.training and model.fuser.training
+    before = state(start)
+    for name, tensor in state(model).items():
+        if not name.startswith("fuser.mean") and not name.startswith("fuser.std"):  # constants
+            frozen = name.startswith(("text_encoder", "segmenter.backbone"))
+            assert frozen == torch.equal(tensor, before[name]), name
+
+
+def test_running_out_of_memory_names_what_helps(monkeypatch, scenes, tmp_path, capsys):
+    from conftest import training
+
+    import train_with_lavt
+    from utils.errors import run as run_script
+
+    def allocate(*_args, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(engine, "train_one_epoch", allocate)
+    monkeypatch.setattr("sys.argv", training(scenes, tmp_path, "--eval_vis_dir", ""))
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    with pytest.raises(SystemExit) as stopped:
+        run_script(train_with_lavt.main)
+    assert stopped.value.code == 1
+    message = capsys.readouterr().err
+    for words in ("4 samples of 64×64 pixels on cpu", "-b", "--grad-accum-steps", "--amp", "--grad-checkpointing",
+                  "--img_size"):
+        assert words in message
