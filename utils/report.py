@@ -75,8 +75,10 @@ def write_report(path: str, metrics: dict, iou: np.ndarray, samples: dict[str, l
     """
     environment = Environment(loader=FileSystemLoader(os.path.dirname(__file__)), autoescape=True,
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    with_intervals = list(metrics["intervals_95"])
     page = environment.get_template("report.html.jinja").render(
-        metrics=metrics, bins=histogram(iou), samples=samples, panels=PANELS,
+        metrics=metrics, bins=histogram(iou), median=float(np.median(iou)), samples=samples,
+        heads=list(dict.fromkeys([*with_intervals[:3], with_intervals[-1]])),
         percentages=[name for name, value in metrics.items() if isinstance(value, float)])
     with open(path, "w", encoding="utf-8", errors="replace") as file:
         file.write(page)
