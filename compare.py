@@ -46,9 +46,10 @@ def read_run(path: str):
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not what test.py writes ({error!r})") from error
     try:
-        samples = pd.read_csv(table, converters={"image_name": str, "question": str})  # a name may be `NA`
-        samples = samples.set_index(KEYS).sort_index()
-        samples[COLUMNS[1:]] = samples[COLUMNS[1:]].astype(float)
+        samples = pd.read_csv(table, dtype=str, keep_default_na=False)  # an image may be called `NA`
+        numbers = samples.columns.drop(["image_name", "question"])
+        samples[numbers] = samples[numbers].apply(pd.to_numeric)
+        samples = samples.set_index(KEYS).sort_index()[[*COLUMNS, *numbers.drop(["index", *COLUMNS[1:]])]]
         if not samples.index.is_unique:
             raise ValueError("a sample is in it twice")
     except (OSError, ValueError, KeyError) as error:

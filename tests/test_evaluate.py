@@ -1,19 +1,31 @@
 """test.py, run as someone runs it who wants the numbers of a table."""
 import argparse
+import contextlib
 import csv
+import importlib.util
 import io
 import json
+import logging
+import os
+import subprocess
+import sys
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import script
+from conftest import ROOT, script
 from PIL import Image
 
-from utils import checkpoint
+from utils import checkpoint, errors
+from utils.fusion_metrics import NAMES, baselines, fusion_metrics
 from utils.results import file_stem, unique_names
+
+SPEC = importlib.util.spec_from_file_location("evaluation", ROOT / "test.py")
+EVALUATION = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(EVALUATION)
 
 
 @pytest.fixture(scope="module")
@@ -36,28 +48,75 @@ def wide_scenes(scenes, tmp_path_factory):
     return path
 
 
-def evaluate(trained, parquet, out_dir, *more, ok=True):
-    return script("test.py", "--ckpt", trained / "last.pth", "--test_parquet", parquet, "--out_dir", out_dir,
-                  "-j", 0, "--device", "cpu", *more, ok=ok)
+def arguments(trained, parquet, out_dir, *more) -> list[str]:
+    return [*map(str, ("--ckpt", trained / "last.pth", "--test_parquet", parquet, "--out_dir", out_dir,
+                       "-j", 0, "--device", "cpu", *more))]
+
+
+def evaluate(trained, parquet, out_dir, *more, ok=True) -> subprocess.CompletedProcess:
+    """What `script("test.py", ...)` does, without the seconds of a new process."""
+    command, code = ["test.py", *arguments(trained, parquet, out_dir, *more)], 0
+    out, err, here, root = io.StringIO(), io.StringIO(), os.getcwd(), logging.getLogger()
+    handlers, level = root.handlers, root.level
+    root.handlers = []
+    try:
+        os.chdir(ROOT)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), mock.patch.object(sys, "argv", command):
+            errors.run(EVALUATION.main)
+    except SystemExit as error:
+        code = error.code
+    finally:
+        os.chdir(here)
+        root.handlers = handlers
+        root.setLevel(level)
+    if ok:
+        assert code == 0, out.getvalue() + err.getvalue()
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
+
+
+def read_samples(out_dir) -> list[dict]:
+    with (out_dir / "per_sample.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def read_metrics(out_dir) -> dict:
+    return json.loads((out_dir / "metrics.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def result(trained, wide_scenes, tmp_path_factory):
     """An evaluation that is told nothing but checkpoint, data and output folder."""
     out_dir = tmp_path_factory.mktemp("holder") / "out"
-    process = evaluate(trained, wide_scenes, out_dir)
+    process = script("test.py", *arguments(trained, wide_scenes, out_dir))
     return argparse.Namespace(out_dir=out_dir, stdout=process.stdout, parquet=wide_scenes,
-                              metrics=json.loads((out_dir / "metrics.json").read_text()),
-                              samples=list(csv.DictReader((out_dir / "per_sample.csv").open(newline=""))))
+                              metrics=read_metrics(out_dir), samples=read_samples(out_dir))
+
+
+@pytest.fixture(scope="module")
+def paper(trained, wide_scenes, tmp_path_factory):
+    """An evaluation with all that a paper wants to know."""
+    out_dir = tmp_path_factory.mktemp("paper")
+    process = evaluate(trained, wide_scenes, out_dir, "--fusion_metrics", "--text_ablation", "-b", 3)
+    return argparse.Namespace(out_dir=out_dir, stdout=process.stdout, metrics=read_metrics(out_dir),
+                              samples=read_samples(out_dir))
 
 
 def test_the_metrics_are_printed_and_written(result):
-    assert list(result.metrics) == ["mIoU", "oIoU", "cIoU", "Precision", "Recall", "F1", "precision@0.5",
-                                    "precision@0.6", "precision@0.7", "precision@0.8", "precision@0.9", "num_samples"]
+    numbers = {name: value for name, value in result.metrics.items() if not isinstance(value, dict)}
+    assert list(numbers) == ["mIoU", "oIoU", "cIoU", "Precision", "Recall", "F1", "precision@0.5", "precision@0.6",
+                             "precision@0.7", "precision@0.8", "precision@0.9", "num_samples"]
     assert result.metrics["num_samples"] == 7
-    for name, value in result.metrics.items():
-        assert any(line.split() == [name, f"{value:.2f}" if name != "num_samples" else "7"]
+    for name, value in numbers.items():
+        assert any(line.split()[:2] == [name, f"{value:.2f}" if name != "num_samples" else "7"]
                    for line in result.stdout.splitlines())
+
+
+def test_the_metrics_come_with_intervals_over_images(result):
+    intervals = result.metrics["intervals_95"]
+    assert list(intervals) == ["mIoU", "oIoU", *(f"precision@0.{t}" for t in range(5, 10))]
+    assert all(low <= result.metrics[name] <= high for name, (low, high) in intervals.items())
+    assert result.metrics["bootstrap"]["images"] == len({sample["image_name"] for sample in result.samples}) < 7
+    assert "mIoU {:>16.2f}  [{:.2f}, {:.2f}]".format(result.metrics["mIoU"], *intervals["mIoU"]) in result.stdout
 
 
 def test_the_samples_add_up_to_the_metrics(result):
@@ -132,18 +191,106 @@ def test_a_very_long_name_is_cut_to_what_file_systems_take():
     assert len(file_stem("图" * 500).encode()) <= 200
 
 
-def test_batch_size_and_workers_do_not_change_the_result(result, trained, tmp_path):
-    evaluate(trained, result.parquet, tmp_path, "-b", 1, "-j", 1)
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics == pytest.approx(result.metrics, abs=0.05)
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_the_batch_size_does_not_change_the_result(batch_size, result, trained, tmp_path):
+    evaluate(trained, result.parquet, tmp_path, "-b", batch_size, "--save", "masks")
+    for sample, other in zip(read_samples(tmp_path), result.samples, strict=True):
+        assert sample["index"] == other["index"]
+        assert float(sample["iou"]) == pytest.approx(float(other["iou"]), abs=0.002)  # a pixel on the fence
+    for path in (tmp_path / "Binary").iterdir():
+        masks = [np.asarray(Image.open(folder / "Binary" / path.name)) for folder in (tmp_path, result.out_dir)]
+        assert (masks[0] != masks[1]).mean() < 0.001
+
+
+def test_workers_do_not_change_the_result(result, trained, tmp_path):
+    evaluate(trained, result.parquet, tmp_path, "-j", 1, "--save", "none")
+    assert read_samples(tmp_path) == result.samples
+
+
+def test_fusion_metrics_are_those_of_the_files_on_disk(paper, wide_scenes):
+    source = pq.read_table(wide_scenes).to_pylist()
+    measured = {"fused": [], "average": [], "maximum": []}
+    for index, (row, sample) in enumerate(zip(source, paper.samples, strict=True)):
+        pair = [luma(io.BytesIO(row[column])) for column in ("visible_image", "infrared_image")]
+        stem = "_.._outside" if index == 0 else fused_stem(source, index)
+        images = {"fused": luma(paper.out_dir / "fusion" / f"{stem}.jpg"), **baselines(*pair)}
+        for name, image in images.items():
+            measured[name].append(fusion_metrics(image, *pair))
+        assert {name: float(sample[name]) for name in NAMES} == pytest.approx(measured["fused"][-1], abs=1e-5)
+    assert list(paper.metrics["fusion_metrics"]) == list(measured)
+    for image, values in measured.items():
+        means = {name: np.mean([value[name] for value in values]) for name in NAMES}
+        assert paper.metrics["fusion_metrics"][image] == pytest.approx(means, rel=1e-6)
+        assert image in paper.stdout
+
+
+def luma(source) -> np.ndarray:
+    return np.asarray(Image.open(source).convert("L"))
+
+
+def test_the_text_ablation_shows_what_the_sentences_do(paper, result, trained, tmp_path):
+    table = paper.metrics["text_ablation"]
+    assert list(table) == ["true", "swapped", "empty"]
+    assert table["true"] == {"mIoU": paper.metrics["mIoU"], "oIoU": paper.metrics["oIoU"], "change_inside": 0.0,
+                             "change_outside": 0.0}
+    assert all(table[name][f"change_{where}"] > 0 for name in ("swapped", "empty") for where in ("inside", "outside"))
+    evaluate(trained, result.parquet, tmp_path, "--shuffle_text", "--save", "none")  # the same swap, run on its own
+    swapped = read_metrics(tmp_path)
+    assert [table["swapped"][name] for name in ("mIoU", "oIoU")] == pytest.approx(
+        [swapped["mIoU"], swapped["oIoU"]], abs=0.05)
+    assert f"swapped {table['swapped']['mIoU']:>9.2f}" in paper.stdout
+
+
+def test_what_is_measured_besides_leaves_the_metrics_alone(paper, result):
+    assert paper.metrics["mIoU"] == pytest.approx(result.metrics["mIoU"], abs=0.05)
+    assert list(paper.samples[0]) == [*result.samples[0], *NAMES]
+
+
+def test_the_report_is_one_page_that_needs_nothing_else(paper):
+    page = (paper.out_dir / "report.html").read_text()
+    assert "http:" not in page and "https:" not in page
+    assert page.count("<img ") == page.count('src="data:image/jpeg;base64,') == 6 * 5
+    for text in ("Best", "Median", "Worst", "Qabf", "swapped", f"{paper.metrics['mIoU']:.2f}"):
+        assert f">{text}<" in page
+
+
+@pytest.mark.parametrize(("save", "folders"), [("none", set()), ("masks", {"Binary"})])
+def test_pictures_are_saved_as_asked_for(save, folders, trained, wide_scenes, tmp_path):
+    evaluate(trained, wide_scenes, tmp_path, "--save", save, "--limit", 2)
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == folders
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {
+        "metrics.json", "per_sample.csv", "report.html", "contact_sheet.png"}
+
+
+def test_a_limit_takes_the_first_rows(result, trained, tmp_path):
+    process = evaluate(trained, result.parquet, tmp_path, "--limit", 3)
+    assert read_samples(tmp_path) == result.samples[:3]
+    assert read_metrics(tmp_path)["num_samples"] == 3
+    assert len(list((tmp_path / "Binary").iterdir())) == 3
+    assert "num_samples          3" in process.stdout
+    whole = {path.name for path in (result.out_dir / "fusion").iterdir()}
+    assert {path.name for path in (tmp_path / "fusion").iterdir()} <= whole
+
+
+def test_bfloat16_changes_little(result, trained, tmp_path):
+    evaluate(trained, result.parquet, tmp_path, "--amp", "--save", "none")
+    metrics = read_metrics(tmp_path)
+    assert metrics["mIoU"] == pytest.approx(result.metrics["mIoU"], abs=5)
+    assert read_samples(tmp_path) != result.samples  # it did compute otherwise
+
+
+def test_flipping_averages_with_the_mirror_image(result, trained, tmp_path):
+    evaluate(trained, result.parquet, tmp_path, "--tta", "flip", "--save", "all", "--limit", 2)
+    assert read_metrics(tmp_path)["settings"]["tta"] == "flip"
+    for path in (tmp_path / "fusion").iterdir():
+        assert path.read_bytes() != (result.out_dir / "fusion" / path.name).read_bytes()
 
 
 def test_swapped_sentences_are_seeded_and_none_stays(result, trained, tmp_path):
     questions = {}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         evaluate(trained, result.parquet, tmp_path / name, "--shuffle_text", "--seed", seed)
-        with (tmp_path / name / "per_sample.csv").open(newline="") as file:
-            questions[name] = [sample["question"] for sample in csv.DictReader(file)]
+        questions[name] = [sample["question"] for sample in read_samples(tmp_path / name)]
     original = [sample["question"] for sample in result.samples]
     assert questions["a"] == questions["b"] != questions["c"]
     assert sorted(questions["a"]) == sorted(original)
@@ -161,10 +308,9 @@ def test_results_of_an_earlier_run_are_kept_and_not_mixed(trained, scenes, wide_
 
 def test_the_command_line_beats_the_checkpoint(trained, wide_scenes, tmp_path):
     evaluate(trained, wide_scenes, tmp_path, "--img_size", 96, "--iou_thresholds", "0.25,0.5")
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    metrics = read_metrics(tmp_path)
     assert "precision@0.25" in metrics and "precision@0.9" not in metrics
-    samples = list(csv.DictReader((tmp_path / "per_sample.csv").open(newline="")))
-    assert max(int(sample["union"]) for sample in samples) > 0
+    assert max(int(sample["union"]) for sample in read_samples(tmp_path)) > 0
     process = evaluate(trained, wide_scenes, tmp_path, "--mha", "1-2-4-3", ok=False)
     assert process.returncode == 2
     assert "--mha: " in process.stderr
@@ -197,6 +343,10 @@ def test_a_checkpoint_without_bert_says_so_loudly(trained, wide_scenes, tmp_path
     (["--iou_thresholds", "50,60"], 2, "numbers between 0 and 1"),
     (["--iou_thresholds", "a"], 2, "numbers between 0 and 1"),
     (["--out_dir", "README.md"], 2, "--out_dir: the folder 'README.md' cannot be made"),
+    (["--text_ablation", "--shuffle_text"], 2, "leave out --shuffle_text"),
+    (["--save", "some"], 2, "invalid choice"),
+    (["--tta", "rotate"], 2, "invalid choice"),
+    (["--limit", "-1"], 2, "a whole number of at least 0"),
     (["-b", "0"], 2, "a whole number of at least 1")])
 def test_what_cannot_work_ends_with_one_sentence(flags, code, message, trained, wide_scenes, tmp_path):
     process = evaluate(trained, wide_scenes, tmp_path, *flags, ok=False)

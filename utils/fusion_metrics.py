@@ -26,12 +26,13 @@ def fusion_metrics(fused: np.ndarray, visible: np.ndarray, infrared: np.ndarray)
     Args:
         fused, visible, infrared: (h, w) uint8 luma.
     Returns:
-        EN entropy (bits, 256 bins); SD standard deviation; SF spatial frequency; AG average gradient (these three in
-        grey levels); MI mutual information with the sources (bits, 256 bins), summed; SCD sum of the correlations of
-        differences (Aslantas and Bendes, 2015); CC correlation with the sources, averaged; Qabf edge preservation
-        (Xydeas and Petrović, 2000); VIF pixel-based visual information fidelity, and SSIM, of the sources, summed.
-        NaN where a metric is not defined: a correlation with an image of one colour, edges where there are none, images
-        with a side below 11 px (VIF: 41 px).
+        EN entropy (bits, 256 bins); SD standard deviation, SF spatial frequency and AG average gradient (grey levels);
+        MI mutual information with the sources (bits, 256 bins), summed; SCD sum of the correlations of differences
+        (Aslantas and Bendes, 2015); CC correlation with the sources, averaged; Qabf edge preservation (Xydeas and
+        Petrović, 2000; beyond the border all is black); VIF pixel-based visual information fidelity and SSIM
+        structural similarity, of 255 grey levels, with the sources, summed.
+        NaN where a metric is not defined: a correlation with an image of one grey level, edges where there are none,
+        images with a side below 11 px (VIF: 41 px).
     Raises:
         ValueError: the three differ in size.
     """
