@@ -1,86 +1,22 @@
 """test.py, run as someone runs it who wants the numbers of a table."""
 import argparse
-import contextlib
-import csv
-import importlib.util
 import io
-import json
-import logging
-import os
-import subprocess
-import sys
-from unittest import mock
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, script
+from conftest import script
+from evaluation import arguments, evaluate, fused_stem, read_metrics, read_samples, write_wide_scenes
 from PIL import Image
 
-from utils import checkpoint, errors
-from utils.fusion_metrics import NAMES, baselines, fusion_metrics
+from utils import checkpoint
 from utils.results import file_stem, unique_names
-
-SPEC = importlib.util.spec_from_file_location("evaluation", ROOT / "test.py")
-EVALUATION = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(EVALUATION)
 
 
 @pytest.fixture(scope="module")
 def wide_scenes(scenes, tmp_path_factory):
-    """The test scenes with images of 100×70 px, without `index`, one of them with a name that points elsewhere."""
-    rows = pq.read_table(scenes / "mm_ris_test.parquet").to_pylist()
-    for row in rows:
-        for column in ("visible_image", "infrared_image"):
-            buffer = io.BytesIO()
-            Image.open(io.BytesIO(row[column])).convert("RGB").resize((100, 70)).save(buffer, "PNG")
-            row[column] = buffer.getvalue()
-        mask = np.asarray(Image.fromarray(np.load(io.BytesIO(row["segmentation"])) * 255).resize((100, 70), 0))
-        buffer = io.BytesIO()
-        np.save(buffer, mask)
-        row["segmentation"] = buffer.getvalue()
-        del row["index"]
-    rows[0]["image_name"] = "../../outside"
-    path = tmp_path_factory.mktemp("wide") / "test.parquet"
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    return path
-
-
-def arguments(trained, parquet, out_dir, *more) -> list[str]:
-    return [*map(str, ("--ckpt", trained / "last.pth", "--test_parquet", parquet, "--out_dir", out_dir,
-                       "-j", 0, "--device", "cpu", *more))]
-
-
-def evaluate(trained, parquet, out_dir, *more, ok=True) -> subprocess.CompletedProcess:
-    """What `script("test.py", ...)` does, without the seconds of a new process."""
-    command, code = ["test.py", *arguments(trained, parquet, out_dir, *more)], 0
-    out, err, here, root = io.StringIO(), io.StringIO(), os.getcwd(), logging.getLogger()
-    handlers, level = root.handlers, root.level
-    root.handlers = []
-    try:
-        os.chdir(ROOT)
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), mock.patch.object(sys, "argv", command):
-            errors.run(EVALUATION.main)
-    except SystemExit as error:
-        code = error.code
-    finally:
-        os.chdir(here)
-        root.handlers = handlers
-        root.setLevel(level)
-    if ok:
-        assert code == 0, out.getvalue() + err.getvalue()
-    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
-
-
-def read_samples(out_dir) -> list[dict]:
-    with (out_dir / "per_sample.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def read_metrics(out_dir) -> dict:
-    return json.loads((out_dir / "metrics.json").read_text())
+    return write_wide_scenes(scenes, tmp_path_factory.mktemp("wide") / "test.parquet")
 
 
 @pytest.fixture(scope="module")
@@ -92,15 +28,6 @@ def result(trained, wide_scenes, tmp_path_factory):
                               metrics=read_metrics(out_dir), samples=read_samples(out_dir))
 
 
-@pytest.fixture(scope="module")
-def paper(trained, wide_scenes, tmp_path_factory):
-    """An evaluation with all that a paper wants to know."""
-    out_dir = tmp_path_factory.mktemp("paper")
-    process = evaluate(trained, wide_scenes, out_dir, "--fusion_metrics", "--text_ablation", "-b", 3)
-    return argparse.Namespace(out_dir=out_dir, stdout=process.stdout, metrics=read_metrics(out_dir),
-                              samples=read_samples(out_dir))
-
-
 def test_the_metrics_are_printed_and_written(result):
     numbers = {name: value for name, value in result.metrics.items() if not isinstance(value, dict)}
     assert list(numbers) == ["mIoU", "oIoU", "cIoU", "Precision", "Recall", "F1", "precision@0.5", "precision@0.6",
@@ -109,14 +36,6 @@ def test_the_metrics_are_printed_and_written(result):
     for name, value in numbers.items():
         assert any(line.split()[:2] == [name, f"{value:.2f}" if name != "num_samples" else "7"]
                    for line in result.stdout.splitlines())
-
-
-def test_the_metrics_come_with_intervals_over_images(result):
-    intervals = result.metrics["intervals_95"]
-    assert list(intervals) == ["mIoU", "oIoU", *(f"precision@0.{t}" for t in range(5, 10))]
-    assert all(low <= result.metrics[name] <= high for name, (low, high) in intervals.items())
-    assert result.metrics["bootstrap"]["images"] == len({sample["image_name"] for sample in result.samples}) < 7
-    assert "mIoU {:>16.2f}  [{:.2f}, {:.2f}]".format(result.metrics["mIoU"], *intervals["mIoU"]) in result.stdout
 
 
 def test_the_samples_add_up_to_the_metrics(result):
@@ -138,11 +57,6 @@ def test_every_picture_has_its_original_size(result):
     assert len(pictures) == 4 * 7
     assert all(Image.open(path).size == (100, 70) for path in pictures)
     assert min(Image.open(result.out_dir / "contact_sheet.png").size) > 300
-
-
-def fused_stem(rows: list[dict], index: int) -> str:
-    names = [row["image_name"] for row in rows]
-    return f"{names[index]}_{index}" if names.count(names[index]) > 1 else names[index]
 
 
 def test_masks_are_black_and_white_and_overlays_red(result):
@@ -207,53 +121,6 @@ def test_workers_do_not_change_the_result(result, trained, tmp_path):
     assert read_samples(tmp_path) == result.samples
 
 
-def test_fusion_metrics_are_those_of_the_files_on_disk(paper, wide_scenes):
-    source = pq.read_table(wide_scenes).to_pylist()
-    measured = {"fused": [], "average": [], "maximum": []}
-    for index, (row, sample) in enumerate(zip(source, paper.samples, strict=True)):
-        pair = [luma(io.BytesIO(row[column])) for column in ("visible_image", "infrared_image")]
-        stem = "_.._outside" if index == 0 else fused_stem(source, index)
-        images = {"fused": luma(paper.out_dir / "fusion" / f"{stem}.jpg"), **baselines(*pair)}
-        for name, image in images.items():
-            measured[name].append(fusion_metrics(image, *pair))
-        assert {name: float(sample[name]) for name in NAMES} == pytest.approx(measured["fused"][-1], abs=1e-5)
-    assert list(paper.metrics["fusion_metrics"]) == list(measured)
-    for image, values in measured.items():
-        means = {name: np.mean([value[name] for value in values]) for name in NAMES}
-        assert paper.metrics["fusion_metrics"][image] == pytest.approx(means, rel=1e-6)
-        assert image in paper.stdout
-
-
-def luma(source) -> np.ndarray:
-    return np.asarray(Image.open(source).convert("L"))
-
-
-def test_the_text_ablation_shows_what_the_sentences_do(paper, result, trained, tmp_path):
-    table = paper.metrics["text_ablation"]
-    assert list(table) == ["true", "swapped", "empty"]
-    assert table["true"] == {"mIoU": paper.metrics["mIoU"], "oIoU": paper.metrics["oIoU"], "change_inside": 0.0,
-                             "change_outside": 0.0}
-    assert all(table[name][f"change_{where}"] > 0 for name in ("swapped", "empty") for where in ("inside", "outside"))
-    evaluate(trained, result.parquet, tmp_path, "--shuffle_text", "--save", "none")  # the same swap, run on its own
-    swapped = read_metrics(tmp_path)
-    assert [table["swapped"][name] for name in ("mIoU", "oIoU")] == pytest.approx(
-        [swapped["mIoU"], swapped["oIoU"]], abs=0.05)
-    assert f"swapped {table['swapped']['mIoU']:>9.2f}" in paper.stdout
-
-
-def test_what_is_measured_besides_leaves_the_metrics_alone(paper, result):
-    assert paper.metrics["mIoU"] == pytest.approx(result.metrics["mIoU"], abs=0.05)
-    assert list(paper.samples[0]) == [*result.samples[0], *NAMES]
-
-
-def test_the_report_is_one_page_that_needs_nothing_else(paper):
-    page = (paper.out_dir / "report.html").read_text()
-    assert "http:" not in page and "https:" not in page
-    assert page.count("<img ") == page.count('src="data:image/jpeg;base64,') == 6 * 5
-    for text in ("Best", "Median", "Worst", "Qabf", "swapped", f"{paper.metrics['mIoU']:.2f}"):
-        assert f">{text}<" in page
-
-
 @pytest.mark.parametrize(("save", "folders"), [("none", set()), ("masks", {"Binary"})])
 def test_pictures_are_saved_as_asked_for(save, folders, trained, wide_scenes, tmp_path):
     evaluate(trained, wide_scenes, tmp_path, "--save", save, "--limit", 2)
@@ -270,20 +137,6 @@ def test_a_limit_takes_the_first_rows(result, trained, tmp_path):
     assert "num_samples          3" in process.stdout
     whole = {path.name for path in (result.out_dir / "fusion").iterdir()}
     assert {path.name for path in (tmp_path / "fusion").iterdir()} <= whole
-
-
-def test_bfloat16_changes_little(result, trained, tmp_path):
-    evaluate(trained, result.parquet, tmp_path, "--amp", "--save", "none")
-    metrics = read_metrics(tmp_path)
-    assert metrics["mIoU"] == pytest.approx(result.metrics["mIoU"], abs=5)
-    assert read_samples(tmp_path) != result.samples  # it did compute otherwise
-
-
-def test_flipping_averages_with_the_mirror_image(result, trained, tmp_path):
-    evaluate(trained, result.parquet, tmp_path, "--tta", "flip", "--save", "all", "--limit", 2)
-    assert read_metrics(tmp_path)["settings"]["tta"] == "flip"
-    for path in (tmp_path / "fusion").iterdir():
-        assert path.read_bytes() != (result.out_dir / "fusion" / path.name).read_bytes()
 
 
 def test_swapped_sentences_are_seeded_and_none_stays(result, trained, tmp_path):
