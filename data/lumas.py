@@ -21,6 +21,8 @@ class WithLumas(torch.utils.data.Dataset):
 
     def __getitem__(self, row: int) -> dict:
         sample = self.dataset[row]
+        if not isinstance(sample, dict):  # a bad row, left out
+            return sample
         cells = self.dataset._rows.read(row)
         visible, infrared = (self.dataset._decode(cells, column, row).convert("L")
                              for column in ("visible_image", "infrared_image"))
