@@ -3,6 +3,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .decode import decode_image
+
 
 class WithLumas(torch.utils.data.Dataset):
     """A data set whose samples also hold `lumas`: two (h, w) uint8 arrays, the visible and the infrared image.
@@ -24,7 +26,7 @@ class WithLumas(torch.utils.data.Dataset):
         if not isinstance(sample, dict):  # a bad row, left out
             return sample
         cells = self.dataset._rows.read(row)
-        visible, infrared = (self.dataset._decode(cells, column, row).convert("L")
+        visible, infrared = (Image.fromarray(decode_image(cells[column])).convert("L")
                              for column in ("visible_image", "infrared_image"))
         if infrared.size != visible.size:
             infrared = infrared.resize(visible.size, Image.Resampling.BILINEAR)

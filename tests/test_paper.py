@@ -3,11 +3,15 @@ import argparse
 import io
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from evaluation import evaluate, fused_stem, read_metrics, read_samples, write_wide_scenes
 from PIL import Image
 
+from bert import Tokenizer
+from data import MMRISDataset
+from data.lumas import WithLumas
 from utils.fusion_metrics import NAMES, baselines, fusion_metrics
 
 
@@ -58,6 +62,19 @@ def test_fusion_metrics_are_those_of_the_files_on_disk(paper, wide_scenes):
         means = {name: np.mean([value[name] for value in values]) for name in NAMES}
         assert paper.metrics["fusion_metrics"][image] == pytest.approx(means, rel=1e-6)
         assert image in paper.stdout
+
+
+def test_an_infrared_image_of_another_size_is_measured_at_that_of_the_visible_one(scenes, tiny_bert, tmp_path):
+    row = pq.read_table(scenes / "mm_ris_test.parquet").to_pylist()[0]
+    small = Image.open(io.BytesIO(row["infrared_image"])).convert("RGB").resize((40, 30))
+    small.save(buffer := io.BytesIO(), "PNG")
+    row["infrared_image"] = buffer.getvalue()
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    sample = WithLumas(MMRISDataset(str(tmp_path / "a.parquet"), Tokenizer(tiny_bert), 64, originals=True))[0]
+    visible, infrared = sample["lumas"]
+    assert np.array_equal(visible, luma(io.BytesIO(row["visible_image"])))
+    assert np.array_equal(infrared, np.asarray(small.convert("L").resize((64, 64), Image.Resampling.BILINEAR)))
+    assert "vis" in sample
 
 
 def luma(source) -> np.ndarray:
