@@ -88,7 +88,7 @@ def main() -> None:
     from data import MMRISDataset, collate
     from data.lumas import WithLumas
     from engine import INPUTS, evaluate
-    from utils import ablation, bootstrap, fusion_metrics, report
+    from utils import ablation, fusion_metrics, report
     from utils.device import select_device
     from utils.draw import SampleSheet
     from utils.metrics import sample_iou, usable_rows
@@ -109,15 +109,15 @@ def main() -> None:
         batch = batch | dict(zip(("input_ids", "attention_mask"), tokenizer(sentences), strict=True))
         return model(*(batch[name].to(device) for name in INPUTS))
 
-    sheet = SampleSheet(dataset.questions, SHEET_ROWS)
-    set_aside(args.out_dir, r"fusion|Binary|Overlay|GT|contact_sheet\.png|metrics\.json|per_sample\.csv|report\.html")
-    takers = [sheet, ResultWriter(args.out_dir, dataset.names, dataset.indices, args.save)]
+    takers = [sheet := SampleSheet(dataset.questions, SHEET_ROWS)]
     if args.fusion_metrics:
         takers.append(meter := fusion_metrics.FusionMeter(len(rows)))
     if args.text_ablation:
         swapped = copy.copy(dataset)
         swapped.shuffle_text(args.seed)
         takers.append(text := ablation.TextAblation(swapped.questions, with_sentences))
+    set_aside(args.out_dir, r"fusion|Binary|Overlay|GT|contact_sheet\.png|metrics\.json|per_sample\.csv|report\.html")
+    takers.append(ResultWriter(args.out_dir, dataset.names, dataset.indices, args.save))
 
     def show(row):
         """A panel of the report; the model runs once more, since nobody knew before that this row would be wanted."""
@@ -138,14 +138,7 @@ def main() -> None:
 
     # From here on everything is made of numbers by row: `counts`, and what `meter` and `text` hold.
     evaluated = usable_rows(counts)
-    images = [dataset.names[row] for row in evaluated.tolist()]
-    ratios = bootstrap.segmentation_ratios(*counts[evaluated, :2].T.numpy(), args.iou_thresholds)
-    intervals = bootstrap.percent_intervals(ratios, images, args.seed)
-    results = metrics | {
-        "intervals_95": intervals,
-        "bootstrap": {"resamples": bootstrap.RESAMPLES, "images": len(set(images)), "seed": args.seed},
-        "settings": {name: getattr(args, name) for name in SETTINGS},
-        "bad_rows": {"count": len(bad), "messages": bad}}
+    results = metrics | context(args, dataset, counts, bad)
     if args.fusion_metrics:
         results["fusion_metrics"] = meter.summary(evaluated)
     if args.text_ablation:
@@ -184,6 +177,20 @@ def load(args: argparse.Namespace, device):
         log.warning("--tta flip: %s has not both `left` and `right` as words; sentences with them keep them, though "
                     "the mirrored image has them the other way round", args.bert_tokenizer)
     return Inference(model, flip, left_right, torch.bfloat16 if args.amp else None), tokenizer
+
+
+def context(args: argparse.Namespace, dataset, counts, bad: list[str]) -> dict:
+    """What `metrics.json` says about its metrics: how sure they are, how they were made, and what was left out."""
+    from utils import bootstrap
+    from utils.metrics import usable_rows
+
+    rows = usable_rows(counts)
+    images = [dataset.names[row] for row in rows.tolist()]
+    ratios = bootstrap.segmentation_ratios(*counts[rows, :2].T.numpy(), args.iou_thresholds)
+    return {"intervals_95": bootstrap.percent_intervals(ratios, images, args.seed),
+            "bootstrap": {"resamples": bootstrap.RESAMPLES, "images": len(set(images)), "seed": args.seed},
+            "settings": {name: getattr(args, name) for name in SETTINGS},
+            "bad_rows": {"count": len(bad), "messages": bad}}
 
 
 def announce(args: argparse.Namespace, results: dict) -> None:
