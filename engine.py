@@ -11,7 +11,7 @@ from utils import distributed
 from utils.autosave import STOP
 from utils.device import autocast
 from utils.errors import InputError
-from utils.metrics import THRESHOLDS, pixel_counts, summarise
+from utils.metrics import THRESHOLDS, pixel_counts, summarise, usable_rows
 
 INPUTS = ("vis", "ir", "input_ids", "attention_mask")
 
@@ -186,7 +186,7 @@ def train_one_epoch(model, criterion, loader, optimizer, scheduler, scaler, devi
 
 
 @torch.inference_mode()
-def evaluate(model, loader, device, thresholds=THRESHOLDS, on_batch=None, dtype=None
+def evaluate(model, loader, device, thresholds=THRESHOLDS, on_batch=None, bad: list[str] | None = None, dtype=None
              ) -> tuple[dict[str, float], torch.Tensor]:
     """Segmentation metrics over all samples, each with its sentence, whichever process had them.
 
@@ -195,21 +195,28 @@ def evaluate(model, loader, device, thresholds=THRESHOLDS, on_batch=None, dtype=
         loader: gives this process's share of the data set.
         thresholds: the t of precision@t.
         on_batch: called with each batch and the model's output, for pictures.
+        bad: gets the messages about rows that the data set left out, those of all processes.
         dtype: as in `train_one_epoch`.
     Returns:
-        The metrics in percent (see `utils.metrics.summarise`), and (N, 5) int64 pixel counts in the order of the rows.
+        The metrics in percent (see `utils.metrics.summarise`), over the rows that could be used; and (N, 5) int64
+        pixel counts by row, N being the length of the data set, all 0 for rows that were left out.
+    Raises:
+        InputError: no row could be used.
     """
     model.eval()
-    rows, counts = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, 5, dtype=torch.int64)]
-    for batch, output in _outputs(model, loader, device, dtype):
-        counts.append(pixel_counts(output.logits, batch["target"].to(device)).cpu())
-        rows.append(batch["row"])
+    counts = torch.zeros(len(loader.dataset), 5, dtype=torch.int64)
+    messages = []
+    for batch, output in _outputs(model, loader, device, dtype, messages):
+        counts[batch["row"]] = pixel_counts(output.logits, batch["target"].to(device)).cpu()
         if on_batch is not None:
             on_batch(batch, output)
-    rows, counts = (torch.cat(parts) for parts in zip(*distributed.gather((torch.cat(rows), torch.cat(counts))),
-                                                      strict=True))
-    counts = counts[rows.argsort()]
-    return summarise(counts, thresholds), counts
+    counts = distributed.total(counts)
+    if bad is not None:
+        bad += [message for share in distributed.gather(messages) for message in share]
+    used = usable_rows(counts)
+    if not len(used):
+        raise InputError("none of the rows can be used; the messages about them say why")
+    return summarise(counts[used], thresholds), counts
 
 
 @torch.inference_mode()
@@ -217,7 +224,7 @@ def evaluate_fusion(model, criterion, loader, device, on_batch=None, dtype=None)
     """The means of the loss terms over all samples, named `val_` and the term; for a model without segmenter."""
     model.eval()
     sums, count = {}, 0
-    for batch, output in _outputs(model, loader, device, dtype):
+    for batch, output in _outputs(model, loader, device, dtype, []):
         vis, ir = batch["vis"].to(device), batch["ir"].to(device)
         for name, value in criterion(output, vis, ir, None)[1].items():
             sums[name] = sums.get(name, 0.0) + float(value) * len(vis)
@@ -226,13 +233,18 @@ def evaluate_fusion(model, criterion, loader, device, on_batch=None, dtype=None)
             on_batch(batch, output)
     shares = distributed.gather((sums, count))
     count = sum(share for _, share in shares)
+    if not count:
+        raise InputError("none of the rows can be used; the messages about them say why")
     return {f"val_{name}": sum(share.get(name, 0.0) for share, _ in shares) / count
             for name in max((share for share, _ in shares), key=len)}
 
 
-def _outputs(model, loader, device, dtype):
+def _outputs(model, loader, device, dtype, messages: list[str]):
+    """Each batch with the model's output; what is said of rows that were left out goes to `messages`."""
     for batch in tqdm(loader, desc="evaluate", unit="batch", file=sys.stdout, dynamic_ncols=True,
                       disable=distributed.rank() > 0):
-        with autocast(device, dtype):
-            output = model(*(batch[name].to(device, non_blocking=True) for name in INPUTS))
-        yield batch, output
+        messages += batch.get("bad", [])
+        if len(batch["row"]):
+            with autocast(device, dtype):
+                output = model(*(batch[name].to(device, non_blocking=True) for name in INPUTS))
+            yield batch, output

@@ -68,6 +68,13 @@ def mean(value: Tensor) -> Tensor:
     return value / world_size()
 
 
+def total(value: Tensor) -> Tensor:
+    """The sum over the processes of a tensor on the CPU."""
+    if world_size() > 1:
+        dist.all_reduce(value)
+    return value
+
+
 def largest(number: int) -> int:
     """The largest of the numbers that the processes give, over the CPU: the device need not be waited for."""
     if world_size() == 1:

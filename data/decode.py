@@ -1,0 +1,98 @@
+"""Encoded bytes to arrays: images as 8-bit RGB, masks as 0 and 1. Knows nothing of files, rows or columns."""
+import io
+import warnings
+
+import numpy as np
+from PIL import Image
+
+MAX_PIXELS = 89_478_485  # Pillow's own limit, where a larger image is taken for a decompression bomb
+STRETCH = (1.0, 99.0)  # percentiles that become black and white when values are beyond 8 bits
+NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def decode_image(content: bytes) -> np.ndarray:
+    """An encoded image as RGB.
+
+    Images of 8 bits, whether grey, palette, RGB, RGBA (the alpha is dropped) or CMYK, are exactly what Pillow's
+    `convert("RGB")` makes of them. Grey images of more bits, which that would clip to white, go through `to_uint8`.
+    An EXIF orientation is not followed, as in Pillow and in the published numbers: infrared image and mask carry no
+    such note, and only the pixels as they are stored lie above each other. Of an animation, the first picture.
+
+    Args:
+        content: the bytes of a file in any format that Pillow reads.
+    Returns:
+        (h, w, 3) uint8, 0 to 255.
+    Raises:
+        ValueError: no image, or a damaged one, or one of more than MAX_PIXELS; says which in a few words.
+    """
+    if not content:
+        raise ValueError("there are 0 bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(content))
+        if image.mode == "F" or image.mode.startswith("I"):
+            return np.repeat(to_uint8(np.asarray(image))[..., None], 3, axis=2)
+        return np.array(image.convert("RGB"))
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ValueError(f"it has more than {MAX_PIXELS} pixels, as decompression bombs do") from error
+    except Image.UnidentifiedImageError as error:
+        raise ValueError("its format is not known") from error
+    except Exception as error:  # Pillow's decoders raise many kinds for damaged bytes
+        raise ValueError(_reason(error)) from error
+
+
+def to_uint8(pixels: np.ndarray) -> np.ndarray:
+    """Grey values of any range in 8 bits.
+
+    What fits is kept: integers within 0 … 255 as they are, floats within 0 … 1 times 255. Anything else, such as the
+    14-bit counts of a thermal camera, is stretched so that its 1st percentile becomes 0 and its 99th 255.
+
+    Args:
+        pixels: (h, w), integers or floats.
+    Returns:
+        (h, w) uint8.
+    Raises:
+        ValueError: infinite values or NaN among them.
+    """
+    if not np.isfinite(pixels).all():
+        raise ValueError("some of its pixels are infinite or NaN")
+    pixels = pixels.astype(np.float64)
+    low, high = pixels.min(), pixels.max()
+    fractions = (pixels % 1).any()
+    if fractions and low >= 0 and high <= 1:
+        pixels = pixels * 255
+    elif fractions or low < 0 or high > 255:
+        low, high = np.percentile(pixels, STRETCH)
+        pixels = (pixels - low) * (255 / max(high - low, np.finfo(np.float64).tiny))
+    return pixels.clip(0, 255).round().astype(np.uint8)
+
+
+def decode_mask(content: bytes) -> np.ndarray:
+    """A segmentation, the bytes of a `.npy` file with a (h, w) array of booleans, integers or floats.
+
+    Returns:
+        (h, w) uint8, 1 where the array is above 0 (255s and True alike), else 0. It may be 0 throughout.
+    Raises:
+        ValueError: not such an array. A pickle inside is never opened.
+    """
+    try:
+        # Not np.load, which also accepts archives and pickles, the latter able to run code.
+        stream = io.BytesIO(content)
+        read_header = NPY_HEADERS[np.lib.format.read_magic(stream)]
+        shape, by_columns, dtype = read_header(stream)
+    except Exception as error:  # whatever numpy meets in bytes that are something else
+        raise ValueError(f"is not a .npy array of numbers ({_reason(error)})") from error
+    if dtype.hasobject:
+        raise ValueError("is not a .npy array of numbers but holds a pickle, which is never opened")
+    if len(shape) != 2 or 0 in shape or dtype.kind not in "buif":
+        raise ValueError(f"must be a (height, width) array of numbers, not {dtype} {shape}")
+    if shape[0] * shape[1] * dtype.itemsize > len(content) - stream.tell():
+        raise ValueError(f"is not a .npy array of numbers, or cut short: {len(content)} bytes do not hold {shape}")
+    values = np.frombuffer(content, dtype, shape[0] * shape[1], stream.tell())
+    return (values > 0).view(np.uint8).reshape(shape, order="F" if by_columns else "C")
+
+
+def _reason(error: Exception) -> str:
+    """What `error` says, cut to one line without its final full stop."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,93 @@
+"""compare.py: is one evaluation better than another?"""
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import script
+
+import compare
+from utils.errors import InputError
+
+
+def write_run(folder, iou, **changes):
+    """What test.py leaves of samples of 1000 px with these IoUs, two to an image."""
+    folder.mkdir()
+    table = pd.DataFrame({
+        "index": range(len(iou)), "image_name": [f"{row // 2}.jpg" for row in range(len(iou))], "question": "NA",
+        "iou": iou, "intersection": [round(1000 * value) for value in iou], "union": 1000,
+        "EN": [6 + value for value in iou]} | changes)
+    table.to_csv(folder / "per_sample.csv", index=False)
+    metrics = {"mIoU": 100 * float(np.mean(iou)), "oIoU": 100 * float(np.mean(iou)), "F1": 50.0,
+               "precision@0.5": 100 * float(np.mean(np.array(iou) >= 0.5)), "num_samples": len(iou),
+               "fusion_metrics": {"fused": {"EN": float(6 + np.mean(iou))}}}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder / "metrics.json"
+
+
+IOU = np.random.default_rng(0).integers(100, 800, 60) / 1000
+
+
+@pytest.fixture
+def worse(tmp_path):
+    return write_run(tmp_path / "worse", IOU)
+
+
+def test_two_runs_stand_side_by_side_with_p_values(worse, tmp_path):
+    better = write_run(tmp_path / "better", IOU + 0.1)
+    lines = script("compare.py", worse, better).stdout.splitlines()
+    assert "60 samples of 30 images" in lines
+    cells = {line.split()[0]: line.split() for line in lines if line}
+    mean = 100 * IOU.mean()
+    assert cells["mIoU"][1:4] == [f"{mean:.3f}", f"{mean + 10:.3f}", "10.000"]
+    assert cells["mIoU"][4:] == ["[10.000,", "10.000]", "<0.001"]
+    assert cells["EN"][3:] == ["0.100", "[0.100,", "0.100]", "<0.001"]
+    assert float(cells["precision@0.5"][3]) > 0
+    assert len(cells["F1"]) == 4  # per_sample.csv does not say it
+
+
+def test_a_folder_does_for_the_file_in_it_and_the_order_of_rows_does_not_matter(worse, tmp_path):
+    other = write_run(tmp_path / "other", IOU)
+    table = pd.read_csv(other.parent / "per_sample.csv", keep_default_na=False)
+    table[::-1].to_csv(other.parent / "per_sample.csv", index=False)
+    (_, a), (_, b) = compare.read_run(str(worse.parent)), compare.read_run(str(other))
+    assert a.equals(b)
+    compare.check_same(a, b, ("A", "B"))
+
+
+def test_other_sentences_on_the_same_samples_are_compared_and_said_so(worse, tmp_path):
+    other = write_run(tmp_path / "other", IOU, question=["the car"] * 50 + ["NA"] * 10)
+    assert "note: 50 of them have another sentence in B than in A" in script("compare.py", worse, other).stdout
+
+
+def test_runs_over_other_samples_are_refused(worse, tmp_path):
+    few = write_run(tmp_path / "few", IOU[:50])
+    process = script("compare.py", worse, few, ok=False)
+    assert process.returncode == 1
+    assert "not of the same samples" in process.stderr
+    assert "10 of 60 are only in the first, 0 of 50 only in the second, such as index 50 of image '25.jpg'" \
+        in process.stderr
+
+
+def test_files_of_two_runs_in_one_folder_are_noticed(worse, tmp_path):
+    other = write_run(tmp_path / "other", IOU + 0.01)
+    other.write_text(worse.read_text())
+    with pytest.raises(InputError, match="not of the same run"):
+        compare.read_run(str(other))
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("metrics.json", "{", "is not what test.py writes"),
+    ("metrics.json", "[]", "is not what test.py writes"),
+    ("metrics.json", None, "there is no"),
+    ("per_sample.csv", "a,b\n1,2\n", "is not what test.py writes"),
+    ("per_sample.csv", "", "is not what test.py writes"),
+    ("per_sample.csv", None, "there is no")])
+def test_anything_else_is_named(name, content, message, worse):
+    path = worse.parent / name
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=message) as error:
+        compare.read_run(str(worse))
+    assert str(path) in str(error.value)

@@ -1,0 +1,109 @@
+"""report.html opens anywhere and shows any text as text."""
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from utils.report import histogram, panel, pick_samples, write_report
+
+METRICS = {
+    "mIoU": 50.0, "oIoU": 40.0, "F1": 60.0, "precision@0.5": 51.0, "precision@0.9": 1.0, "num_samples": 9,
+    "intervals_95": {"mIoU": [45.0, 55.0], "oIoU": [30.0, 50.0], "precision@0.5": [40.0, 60.0],
+                     "precision@0.9": [0.0, 3.0]},
+    "bootstrap": {"resamples": 2000, "images": 5, "seed": 0},
+    "settings": {"ckpt": "a.pth", "test_parquet": "<b>.parquet", "shuffle_text": False},
+    "bad_rows": {"count": 0, "messages": []}}
+NASTY = "<script>alert('&')</script> \"the\" 红色的车 \ud800"
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text outside of them."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def addresses(self) -> list[str]:
+        return [attributes[name] for _, attributes in self.tags for name in ("src", "href", "srcset", "data", "poster")
+                if name in attributes]
+
+
+@pytest.fixture
+def page(tmp_path):
+    def write(metrics=METRICS, sentence="the car"):
+        pictures = [np.full((8, 8, 3), shade, np.uint8) for shade in (0, 60, 120, 180, 240)]
+        shown = [panel(sentence, 0.5, 3, "<name>", pictures, (100, 50))]
+        write_report(str(tmp_path / "report.html"), metrics, np.linspace(0, 1, 9), {"best": shown, "worst": shown})
+        return Page(tmp_path / "report.html")
+    return write
+
+
+def test_nothing_is_fetched(page):
+    found = page()
+    assert len(found.addresses()) == 10
+    assert all(address.startswith("data:image/jpeg;base64,") for address in found.addresses())
+    assert not {"script", "link", "iframe"} & {tag for tag, _ in found.tags}
+
+
+def test_pictures_have_the_proportions_of_the_original(page):
+    sizes = {(attributes["width"], attributes["height"]) for tag, attributes in page().tags if tag == "img"}
+    assert sizes == {("360", "180")}
+
+
+def test_text_from_the_data_is_only_text(page):
+    found = page(METRICS | {"bad_rows": {"count": 1, "messages": ["<i>row 3</i>"]}}, NASTY)
+    assert "<script>alert('&')</script> \"the\" 红色的车" in found.text
+    assert "<name>" in found.text and "<b>.parquet" in found.text and "<i>row 3</i>" in found.text
+    assert not {"script", "i", "name"} & {tag for tag, attributes in found.tags if "style" not in attributes}
+
+
+def test_an_endless_sentence_is_cut(page):
+    found = page(sentence="word " * 2000)
+    assert len(found.text) < 8000 and "word…" in found.text.replace(" …", "…")
+
+
+def test_tables_are_there_when_asked_for(page):
+    assert "Fusion quality" not in page().text and "steer" not in page().text
+    text = page(METRICS | {
+        "fusion_metrics": {name: {"EN": 6.5, "VIF": None} for name in ("fused", "average", "maximum")},
+        "text_ablation": {name: {"mIoU": 7.25, "oIoU": 7.5, "change_inside": None, "change_outside": 0.125}
+                          for name in ("true", "swapped", "empty")}}).text
+    assert "Fusion quality" in text and "6.500" in text and "–" in text
+    assert "Does the text steer the fusion?" in text and "7.25" in text
+
+
+def test_intervals_are_shown(page):
+    text = " ".join(page().text.split())
+    assert "45.00 to 55.00" in text and "2000 bootstrap resamples" in text and "5 images" in text
+
+
+@pytest.mark.parametrize(("count", "sizes"), [
+    (1, {"best": 1}), (2, {"best": 1, "worst": 1}), (3, {"best": 1, "median": 1, "worst": 1}),
+    (5, {"best": 1, "median": 1, "worst": 1}), (9, {"best": 3, "median": 3, "worst": 3}),
+    (100, {"best": 3, "median": 3, "worst": 3})])
+def test_best_median_and_worst_samples_are_picked(count, sizes):
+    iou, rows = np.random.default_rng(0).permutation(count) / 100, np.arange(10, 10 + count)
+    picked = pick_samples(iou, rows)
+    assert {kind: len(chosen) for kind, chosen in picked.items()} == sizes
+    chosen = [row for kind in picked.values() for row in kind]
+    assert len(set(chosen)) == len(chosen)
+    values = [iou[row - 10] for row in chosen]
+    assert values == sorted(values, reverse=True)
+    assert values[0] == iou.max()
+    if count > 1:
+        assert values[-1] == iou.min()
+    if count >= 9:
+        assert iou[picked["median"][1] - 10] == pytest.approx(np.median(iou), abs=0.01)
+
+
+def test_the_histogram_counts_every_sample_once():
+    bins = histogram(np.array([0.0, 0.04, 0.05, 0.5, 1.0]))
+    assert sum(count for *_, count in bins) == 5
+    assert (bins[0][2], bins[1][2], bins[-1][2]) == (2, 1, 1)
