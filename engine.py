@@ -6,7 +6,7 @@ import torch
 from tqdm import tqdm
 
 from utils.errors import InputError
-from utils.metrics import THRESHOLDS, pixel_counts, summarise
+from utils.metrics import THRESHOLDS, pixel_counts, summarise, usable_rows
 
 INPUTS = ("vis", "ir", "input_ids", "attention_mask")
 
@@ -52,21 +52,32 @@ def train_one_epoch(model, criterion, loader, optimizer, scheduler, device, epoc
 
 
 @torch.inference_mode()
-def evaluate(model, loader, device, thresholds=THRESHOLDS, on_batch=None) -> tuple[dict[str, float], torch.Tensor]:
+def evaluate(model, loader, device, thresholds=THRESHOLDS, on_batch=None,
+             bad: list[str] | None = None) -> tuple[dict[str, float], torch.Tensor]:
     """Segmentation metrics over `loader`, each sample with its sentence.
 
     Args:
         thresholds: the t of precision@t.
         on_batch: called with each batch and the model's output, for pictures.
+        bad: gets the messages about rows that the data set left out.
     Returns:
-        The metrics in percent (see `utils.metrics.summarise`), and (N, 5) int64 pixel counts in the loader's order.
+        The metrics in percent (see `utils.metrics.summarise`), over the rows that could be used; and (N, 5) int64
+        pixel counts by row, N being the length of the data set, all 0 for rows that were left out.
+    Raises:
+        InputError: no row could be used.
     """
     model.eval()
-    counts = []
+    counts = torch.zeros(len(loader.dataset), 5, dtype=torch.long)
     for batch in tqdm(loader, desc="evaluate", unit="batch", file=sys.stdout, dynamic_ncols=True):
+        if bad is not None:
+            bad += batch.get("bad", [])
+        if not len(batch["row"]):
+            continue
         output = model(*(batch[name].to(device, non_blocking=True) for name in INPUTS))
-        counts.append(pixel_counts(output.logits, batch["target"].to(device)).cpu())
+        counts[batch["row"]] = pixel_counts(output.logits, batch["target"].to(device)).cpu()
         if on_batch is not None:
             on_batch(batch, output)
-    counts = torch.cat(counts)
-    return summarise(counts, thresholds), counts
+    used = usable_rows(counts)
+    if not len(used):
+        raise InputError("none of the rows can be used; the messages about them say why")
+    return summarise(counts[used], thresholds), counts

@@ -1,6 +1,6 @@
 """Evaluate a RIS-FUSION checkpoint: metrics, and fused images, masks and overlays at original size."""
 import argparse
-import json
+import copy
 import logging
 import os
 import sys
@@ -10,6 +10,7 @@ from utils.flags import at_least, image_size, make_folder, require_existing, thr
 
 BERT = "./bert/pretrained_weights/bert-base-uncased"
 SHEET_ROWS = 8
+SETTINGS = ("ckpt", "test_parquet", "img_size", "shuffle_text", "tta", "amp", "limit", "bad_rows", "seed")
 
 log = logging.getLogger("test")
 
@@ -33,9 +34,23 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("-j", "--workers", type=at_least(0), default=4, help="processes that load data; 0: none")
     parser.add_argument("--device", default="auto", help="auto, cuda, npu or cpu; an index may follow, as in cuda:1")
     parser.add_argument("--iou_thresholds", type=thresholds, default="0.5,0.6,0.7,0.8,0.9", help="the t of precision@t")
+    parser.add_argument("--fusion_metrics", action="store_true",
+                        help="measure the fused images, and the sources' average and maximum, by EN, SD, SF, AG, MI, "
+                             "SCD, CC, Qabf, VIF and SSIM at original size")
+    parser.add_argument("--text_ablation", action="store_true",
+                        help="also run each sample with another's sentence and with an empty one: does the text steer?")
     parser.add_argument("--shuffle_text", action="store_true",
                         help="swap the sentences between samples, to see how much the model listens to them")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of --shuffle_text")
+    parser.add_argument("--tta", choices=["none", "flip"], default="none",
+                        help="flip: average with the mirrored images, left and right exchanged in the sentences")
+    parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where that is safe")
+    parser.add_argument("--save", choices=["none", "masks", "all"], default="all",
+                        help="pictures written for each sample: none, masks (Binary/) or all")
+    parser.add_argument("--limit", type=at_least(0), default=0, metavar="N", help="only the first N rows; 0: all")
+    parser.add_argument("--bad_rows", choices=["stop", "skip"], default="stop",
+                        help="rows that cannot be used: stop at the first, or skip and list them")
+    parser.add_argument("--seed", type=at_least(0), default=0,
+                        help="of the swapped sentences and of the bootstrap intervals")
     return parser
 
 
@@ -60,55 +75,137 @@ def resolve(args: argparse.Namespace, stored: dict) -> None:
 
 
 def main() -> None:
-    args = build_parser().parse_args()
+    parser = build_parser()
+    args = parser.parse_args()
+    if args.text_ablation and args.shuffle_text:
+        parser.error("argument --text_ablation: it swaps the sentences itself; leave out --shuffle_text")
     require_existing(args, "ckpt", "test_parquet")
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 
     # After the command line is known to be good: these take seconds.
     import torch
 
-    from bert import Tokenizer, check_vocabulary
     from data import MMRISDataset, collate
-    from engine import evaluate
-    from models import build_from_checkpoint
-    from utils import checkpoint
+    from data.lumas import WithLumas
+    from engine import INPUTS, evaluate
+    from utils import ablation, bootstrap, fusion_metrics, report
     from utils.device import select_device
     from utils.draw import SampleSheet
-    from utils.metrics import table
-    from utils.results import ResultWriter, set_aside, write_samples
+    from utils.metrics import sample_iou, usable_rows
+    from utils.results import ResultWriter, set_aside, write_json, write_samples
 
     device = select_device(args.device)
-    content = checkpoint.read(args.ckpt, "--ckpt")
-    resolve(args, checkpoint.stored_args(content))
+    model, tokenizer = load(args, device)
     make_folder(args.out_dir, "--out_dir")
-    tokenizer = Tokenizer(args.bert_tokenizer)
     dataset = MMRISDataset(args.test_parquet, tokenizer, args.img_size, originals=True)
     if args.shuffle_text:
         dataset.shuffle_text(args.seed)
+    samples = WithLumas(dataset) if args.fusion_metrics else dataset
+    rows = torch.utils.data.Subset(samples, range(min(args.limit or len(dataset), len(dataset))))
+    loader = torch.utils.data.DataLoader(
+        rows, batch_size=args.batch_size, num_workers=args.workers, collate_fn=collate)
+
+    def with_sentences(batch, sentences):
+        batch = batch | dict(zip(("input_ids", "attention_mask"), tokenizer(sentences), strict=True))
+        return model(*(batch[name].to(device) for name in INPUTS))
+
+    sheet = SampleSheet(dataset.questions, SHEET_ROWS)
+    set_aside(args.out_dir, r"fusion|Binary|Overlay|GT|contact_sheet\.png|metrics\.json|per_sample\.csv|report\.html")
+    takers = [sheet, ResultWriter(args.out_dir, dataset.names, dataset.indices, args.save)]
+    if args.fusion_metrics:
+        takers.append(meter := fusion_metrics.FusionMeter(len(rows)))
+    if args.text_ablation:
+        swapped = copy.copy(dataset)
+        swapped.shuffle_text(args.seed)
+        takers.append(text := ablation.TextAblation(swapped.questions, with_sentences))
+
+    def show(row):
+        """A panel of the report; the model runs once more, since nobody knew before that this row would be wanted."""
+        sample = collate([dataset[row]])
+        alone = SampleSheet(dataset.questions, len(dataset))
+        with torch.inference_mode():
+            alone.add(sample, with_sentences(sample, [dataset.questions[row]]))
+        pictures, = (pictures for _, pictures in alone.rows)
+        return report.panel(dataset.questions[row], float(sample_iou(counts[[row]])), dataset.indices[row],
+                            dataset.names[row], pictures, sample["size"][0])
+
+    def keep(batch, output):
+        for taker in takers:
+            taker.add(batch, output)
+
+    bad = []
+    metrics, counts = evaluate(model, loader, device, args.iou_thresholds, keep, bad)
+
+    # From here on everything is made of numbers by row: `counts`, and what `meter` and `text` hold.
+    evaluated = usable_rows(counts)
+    images = [dataset.names[row] for row in evaluated.tolist()]
+    ratios = bootstrap.segmentation_ratios(*counts[evaluated, :2].T.numpy(), args.iou_thresholds)
+    intervals = bootstrap.percent_intervals(ratios, images, args.seed)
+    results = metrics | {
+        "intervals_95": intervals,
+        "bootstrap": {"resamples": bootstrap.RESAMPLES, "images": len(set(images)), "seed": args.seed},
+        "settings": {name: getattr(args, name) for name in SETTINGS},
+        "bad_rows": {"count": len(bad), "messages": bad}}
+    if args.fusion_metrics:
+        results["fusion_metrics"] = meter.summary(evaluated)
+    if args.text_ablation:
+        results["text_ablation"] = text.summary(counts, evaluated)
+    iou = sample_iou(counts[evaluated]).numpy()
+    chosen = {kind: [show(row) for row in some] for kind, some in report.pick_samples(iou, evaluated.numpy()).items()}
+
+    sheet.save(os.path.join(args.out_dir, "contact_sheet.png"))
+    write_samples(os.path.join(args.out_dir, "per_sample.csv"), dataset, counts,
+                  meter.columns() if args.fusion_metrics else None)
+    write_json(os.path.join(args.out_dir, "metrics.json"), results)
+    report.write_report(os.path.join(args.out_dir, "report.html"), results, iou, chosen)
+    announce(args, results)
+
+
+def load(args: argparse.Namespace, device):
+    """The model of `--ckpt` on `device`, as the flags want it run, and its tokenizer; also completes `args`."""
+    import torch
+
+    from bert import Tokenizer, check_vocabulary
+    from models import build_from_checkpoint
+    from models.tta import Inference, left_right_ids
+    from utils import checkpoint
+
+    content = checkpoint.read(args.ckpt, "--ckpt")
+    resolve(args, checkpoint.stored_args(content))
+    tokenizer = Tokenizer(args.bert_tokenizer)
     try:
         model = build_from_checkpoint(content, args.ckpt, args.ck_bert, args.mha).to(device)
     except ValueError as error:
         raise UsageError(f"--mha: {error}") from error
     check_vocabulary(tokenizer, model.text_encoder)
-    loader = torch.utils.data.DataLoader(
-        dataset, batch_size=args.batch_size, num_workers=args.workers, collate_fn=collate)
+    flip = args.tta == "flip"
+    left_right = left_right_ids(tokenizer)
+    if flip and left_right is None:
+        log.warning("--tta flip: %s has not both `left` and `right` as words; sentences with them keep them, though "
+                    "the mirrored image has them the other way round", args.bert_tokenizer)
+    return Inference(model, flip, left_right, torch.bfloat16 if args.amp else None), tokenizer
 
-    set_aside(args.out_dir, r"fusion|Binary|Overlay|GT|contact_sheet\.png|metrics\.json|per_sample\.csv")
-    sheet = SampleSheet(dataset.questions, SHEET_ROWS)
-    writer = ResultWriter(args.out_dir, dataset.names, dataset.indices)
 
-    def keep(batch, output):
-        sheet.add(batch, output)
-        writer.add(batch, output)
+def announce(args: argparse.Namespace, results: dict) -> None:
+    """Print the results and where they are."""
+    from utils import ablation, fusion_metrics
+    from utils.metrics import table
+    from utils.results import FOLDERS
 
-    metrics, counts = evaluate(model, loader, device, args.iou_thresholds, keep)
-    sheet.save(os.path.join(args.out_dir, "contact_sheet.png"))
-    write_samples(os.path.join(args.out_dir, "per_sample.csv"), dataset, counts)
-    with open(os.path.join(args.out_dir, "metrics.json"), "w", encoding="utf-8") as file:
-        json.dump(metrics, file, indent=1)
     print(f"{args.test_parquet}, sentences swapped between samples" if args.shuffle_text else args.test_parquet)
-    print(table(metrics))
-    print(f"in {args.out_dir}: metrics.json, per_sample.csv, contact_sheet.png, fusion/, Binary/, Overlay/, GT/")
+    plain = {name: value for name, value in results.items() if isinstance(value, int | float)}
+    print(table(plain, results["intervals_95"]))
+    images = results["bootstrap"]["images"]
+    print(f"in brackets: 95% intervals, {results['bootstrap']['resamples']} bootstrap resamples of {images} images")
+    if args.text_ablation:
+        print(f"\n{ablation.table(results['text_ablation'])}")
+        print("change of the fused image against that of the true sentence, inside and outside the object, of 255")
+    if args.fusion_metrics:
+        print(f"\n{fusion_metrics.table(results['fusion_metrics'])}")
+    if results["bad_rows"]["count"]:
+        print("\n".join([f"\n{results['bad_rows']['count']} rows left out:", *results["bad_rows"]["messages"]]))
+    folders = "".join(f", {folder}/" for folder in FOLDERS[args.save])
+    print(f"in {args.out_dir}: metrics.json, per_sample.csv, report.html, contact_sheet.png{folders}")
 
 
 if __name__ == "__main__":

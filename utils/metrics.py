@@ -1,4 +1,6 @@
 """Segmentation metrics of referring expressions, from four pixel counts per sample."""
+import math
+
 import torch
 from torch import Tensor
 
@@ -56,8 +58,23 @@ def summarise(counts: Tensor, thresholds=THRESHOLDS) -> dict[str, float]:
     }
 
 
-def table(metrics: dict[str, float]) -> str:
-    """The metrics as aligned lines, two decimals, for the terminal."""
+def usable_rows(counts: Tensor) -> Tensor:
+    """(N, 5) counts by row to the rows that were evaluated, (M,) int64: the others count no pixels at all."""
+    return counts[:, 4].nonzero().flatten()
+
+
+def defined(value: float) -> float | None:
+    """`value`, or None for NaN, which JSON does not know."""
+    return None if math.isnan(value) else value
+
+
+def table(metrics: dict[str, float], intervals: dict[str, tuple[float, float]] | None = None) -> str:
+    """The metrics as aligned lines, two decimals, for the terminal; behind them their intervals where there are any."""
     width = max(map(len, metrics))
-    return "\n".join(f"{name:<{width}}  {value:>7.2f}" if isinstance(value, float) else f"{name:<{width}}  {value:>7}"
-                     for name, value in metrics.items())
+    lines = []
+    for name, value in metrics.items():
+        line = f"{name:<{width}}  {value:>7.2f}" if isinstance(value, float) else f"{name:<{width}}  {value:>7}"
+        if intervals and name in intervals:
+            line += "  [{:.2f}, {:.2f}]".format(*intervals[name])
+        lines.append(line)
+    return "\n".join(lines)
