@@ -32,6 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
                         help=f"side of the square images that the networks see, pixels ({stored} 480)")
     parser.add_argument("--mha", default=argparse.SUPPRESS, help=f"heads of PWAM by stage ({stored} one each)")
     parser.add_argument("--device", default="auto", help="auto, cuda, npu or cpu; an index may follow, as in cuda:1")
+    parser.add_argument("--tta", choices=("none", "flip"), default="none",
+                        help="flip: average with the mirrored images, where `left` and `right` in it trade places")
+    parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where that is safe")
     return parser
 
 
@@ -65,20 +68,25 @@ def main() -> None:
     make_folder(args.out, "--out")
     predictor = load(args)
     names = result_names(pairs, args.text)
-    set_aside(args.out, f"({'|'.join(re.escape(name) for row in names for name in row)})-({'|'.join(KINDS)})\\.png")
-    failures = 0
+    written = f"({'|'.join(re.escape(name) for row in names for name in row)})-({'|'.join(KINDS)})\\.png"
+    failed = 0
     with logging_redirect_tqdm():
         bar = tqdm(pairs, unit="pair", file=sys.stdout, dynamic_ncols=True, disable=len(pairs) == 1)
-        for pair, stems in zip(bar, names, strict=True):
+        for number, (files, stems) in enumerate(zip(bar, names, strict=True)):
             try:
-                predict(predictor, pair, dict(zip(stems, args.text, strict=True)), args.out)
+                pair = read_pair(predictor, files)
             except InputError as error:
                 if len(pairs) == 1:
                     raise
                 log.error("error: %s", error)
-                failures += 1
-    if failures:
-        raise InputError(f"{failures} of {len(pairs)} pairs could not be used; the reasons are above")
+                failed += 1
+                continue
+            if number == failed:  # the first that will be written
+                set_aside(args.out, written)
+            for stem, text in zip(stems, args.text, strict=True):
+                log.info("%s, %r: %s", files.name, text, answer(predictor, pair, text, os.path.join(args.out, stem)))
+    if failed:
+        raise InputError(f"{failed} of {len(pairs)} pairs could not be used; the reasons are above")
 
 
 def load(args: argparse.Namespace):
@@ -88,46 +96,48 @@ def load(args: argparse.Namespace):
     names = ("bert_tokenizer", "ck_bert", "img_size", "mha")
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     try:
-        return Predictor.from_checkpoint(args.ckpt, args.device, **given)
+        return Predictor.from_checkpoint(args.ckpt, args.device, flip=args.tta == "flip", amp=args.amp, **given)
     except ValueError as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None  # with its flags and exit code
         raise UsageError(f"--mha: {error}") from error
 
 
-def predict(predictor, files, texts: dict[str, str], out: str) -> None:
-    """Write the pictures of one pair of files and say what they show.
+def read_pair(predictor, files):
+    """The `predictor.Pair` of a `data.pictures.PairOfFiles`; says what was done to the images.
 
-    Args:
-        files: a `data.pictures.PairOfFiles`.
-        texts: sentence by file name without kind and suffix.
+    Raises:
+        InputError: one of the files cannot be used.
     """
-    import numpy as np
-    from PIL import Image
-
-    from data.parquet_rows import replacing
     from data.pictures import read_picture
-    from utils.draw import outlined, overlay
-    from utils.panel import panel
 
     pictures = []
     for path in (files.visible, files.infrared):
         pictures.append(read_picture(path))
         if pictures[-1].note:
             log.info("%s: %s", path, pictures[-1].note)
-    pair = predictor.encode_pair(*(picture.pixels for picture in pictures))
-    for stem, text in texts.items():
-        fused, mask, _ = predictor.predict(pair, text)
-        page = panel(text, {"visible": pair.visible, "infrared": pair.infrared, "fused": fused,
-                            "prediction": outlined(fused, mask)})
-        images = (fused, mask.astype(np.uint8) * 255, overlay(fused, mask), page)
-        paths = [os.path.join(out, f"{stem}-{kind}.png") for kind in KINDS]
-        for path, image in zip(paths, images, strict=True):
-            with replacing(path) as temporary:
-                Image.fromarray(image).save(temporary, "PNG")
-        log.info("%s, %r: %s", files.name, text, describe(mask))
-        for path in paths:
-            log.info("  %s", path)
+    return predictor.encode_pair(*(picture.pixels for picture in pictures))
+
+
+def answer(predictor, pair, text: str, stem: str) -> str:
+    """Write the four pictures for one sentence, `{stem}-fused.png` and so on; return what they show and their paths."""
+    import numpy as np
+    from PIL import Image
+
+    from data.parquet_rows import replacing
+    from utils.draw import outlined, overlay
+    from utils.panel import panel
+
+    fused, mask, _ = predictor.predict(pair, text)
+    page = panel(text, {"visible": pair.visible, "infrared": pair.infrared, "fused": fused,
+                        "prediction": outlined(fused, mask)})
+    lines = [describe(mask)]
+    for kind, image in zip(KINDS, (fused, mask.astype(np.uint8) * 255, overlay(fused, mask), page), strict=True):
+        path = f"{stem}-{kind}.png"
+        with replacing(path) as temporary:
+            Image.fromarray(image).save(temporary, "PNG")
+        lines.append(f"  {path}")
+    return "\n".join(lines)
 
 
 def describe(mask) -> str:

@@ -16,6 +16,7 @@ from bert import Tokenizer, check_vocabulary
 from data.pictures import to_picture
 from models import build_from_checkpoint
 from models.fuser import EncodedPair
+from models.tta import average, exchange, left_right_ids
 from utils import checkpoint
 from utils.color import standardise
 from utils.device import select_device
@@ -40,39 +41,51 @@ class Pair(NamedTuple):
     visible: np.ndarray   # (h, w, 3) uint8 RGB
     infrared: np.ndarray  # likewise, resampled to the visible image's size
     features: EncodedPair
+    mirrored: EncodedPair | None  # with `flip`
 
 
 class Predictor:
-    """Fuses pairs of images and finds what sentences refer to, as `test.py` does; in float32, without gradients.
+    """Fuses pairs of images and finds what sentences refer to, as `test.py` does.
 
     Args:
         model: a `models.RISFusion`; put into evaluation mode and onto the device.
         tokenizer: a `bert.Tokenizer` of the model's vocabulary.
         img_size: the networks see both images at this size, square, in pixels; above 32.
         device: where to compute.
+        flip: average with the mirrored images, in which `left` and `right` in the sentence trade places.
+        amp: compute in bfloat16 where that is safe, instead of float32.
     Raises:
         ValueError: `img_size` is too small.
     """
 
-    def __init__(self, model, tokenizer, img_size: int = 480, device: str | torch.device = "cpu"):
+    def __init__(self, model, tokenizer, img_size: int = 480, device: str | torch.device = "cpu", *,
+                 flip: bool = False, amp: bool = False):
         if img_size <= 32:
             raise ValueError(f"img_size must be above 32 pixels, not {img_size}")
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
         self.tokenizer = tokenizer
         self.img_size = img_size
+        self.flip = flip
+        self._left_right = left_right_ids(tokenizer)
+        if flip and self._left_right is None:
+            log.warning("the vocabulary has not both `left` and `right` as words; sentences with them keep them, "
+                        "though the mirrored image has them the other way round")
+        self.amp = amp
         _, self._unknown, self._end = tokenizer(["[UNK]"])[0][0, :3].tolist()
 
     @classmethod
     def from_checkpoint(cls, path: str, device: str = "auto", *, bert_tokenizer: str | None = None,
-                        ck_bert: str | None = None, img_size: int | None = None, mha: str | None = None) -> "Predictor":
+                        ck_bert: str | None = None, img_size: int | None = None, mha: str | None = None,
+                        flip: bool = False, amp: bool = False) -> "Predictor":
         """A predictor from a file in the released format.
 
         Args:
             path: the checkpoint, as the training wrote it or as it was published.
             device: `auto` (an Ascend NPU, else a CUDA GPU, else the CPU), `cuda`, `npu` or `cpu`; an index may follow.
             bert_tokenizer, ck_bert: folders with BERT's vocabulary, and with its configuration.
-            img_size, mha: as in training. All four default to what the checkpoint says, else to those of `test.py`.
+            img_size, mha: as in training. These four default to what the checkpoint says, else to those of `test.py`.
+            flip, amp: as for the class.
         Raises:
             ValueError: something is not there, damaged, or does not fit; one sentence that says what.
         """
@@ -89,7 +102,7 @@ class Predictor:
             # The sentences name flags of the command line; here these are arguments of the same names.
             sentence = re.sub(r"--(?=(ckpt|device|bert_tokenizer|ck_bert)\b)", "", str(error))
             raise ValueError(sentence) from error
-        return cls(model, tokenizer, args.img_size, where)
+        return cls(model, tokenizer, args.img_size, where, flip=flip, amp=amp)
 
     def __call__(self, visible, infrared, text: str) -> Prediction:
         """Fuse two images under the guidance of a sentence and find what it refers to.
@@ -126,8 +139,11 @@ class Predictor:
                 log.info("%s: %s", name, picture.note)
             pictures.append(picture.pixels)
         visible, infrared = pictures
-        features = self.model.encode_pair(self._to_tensor(visible), self._to_tensor(infrared))
-        return Pair(visible, _resampled(infrared, visible.shape[:2]), features)
+        vis, ir = self._to_tensor(visible), self._to_tensor(infrared)
+        with self._precision():
+            features = self.model.encode_pair(vis, ir)
+            mirrored = self.model.encode_pair(vis.flip(-1), ir.flip(-1)) if self.flip else None
+        return Pair(visible, _resampled(infrared, visible.shape[:2]), features, mirrored)
 
     @torch.inference_mode()
     def predict(self, pair: Pair, text: str) -> Prediction:
@@ -136,13 +152,20 @@ class Predictor:
         Raises:
             ValueError: the sentence is empty or no str.
         """
-        input_ids, attention_mask = self._tokenize(text)
-        output = self.model.answer(pair.features, input_ids.to(self.device), attention_mask.to(self.device))
+        input_ids, attention_mask = (tensor.to(self.device) for tensor in self._tokenize(text))
+        with self._precision():
+            output = self.model.answer(pair.features, input_ids, attention_mask)
+            if pair.mirrored is not None:
+                swapped = exchange(input_ids, self._left_right)
+                output = average(output, self.model.answer(pair.mirrored, swapped, attention_mask))
         height, width = pair.visible.shape[:2]
         # By the nearest pixel, so that the mask is that of the probability and the one that test.py writes.
         probability = output.logits[0].float().softmax(0)[1].cpu().numpy()
         probability = np.array(Image.fromarray(probability).resize((width, height), Image.Resampling.NEAREST))
         return Prediction(resize(to_image(output.fused[0]), (width, height)), probability > 0.5, probability)
+
+    def _precision(self):
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp)
 
     def _to_tensor(self, pixels: np.ndarray) -> torch.Tensor:
         """(h, w, 3) uint8 to (1, 3, S, S) float32, standardised, S being `img_size`."""

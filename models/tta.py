@@ -24,6 +24,11 @@ def forward_tta(model: nn.Module, vis: Tensor, ir: Tensor, input_ids: Tensor, at
     """
     plain = model(vis, ir, input_ids, attention_mask)
     mirrored = model(vis.flip(-1), ir.flip(-1), exchange(input_ids, left_right), attention_mask)
+    return average(plain, mirrored)
+
+
+def average(plain: Output, mirrored: Output) -> Output:
+    """Two passes in one: the second's images and maps are turned back first. Shapes and values as in `forward_tta`."""
     fused = (plain.fused.float() + mirrored.fused.float().flip(-1)) / 2
     plain_log, mirrored_log = (F.log_softmax(logits.float(), 1) for logits in (plain.logits, mirrored.logits.flip(-1)))
     return Output(fused, torch.logaddexp(plain_log, mirrored_log) - torch.log(torch.tensor(2.0)))
