@@ -51,8 +51,12 @@ def result_names(pairs: list, texts: list[str]) -> list[list[str]]:
 def main() -> None:
     args = build_parser().parse_args()
     require_existing(args, "ckpt")
-    if not all(text.strip() for text in args.text):
-        raise UsageError("--text: the sentence is empty")
+    for text in args.text:
+        if not text.strip():
+            raise UsageError("--text: the sentence is empty")
+        if re.search("[\ud800-\udfff]", text):
+            raise UsageError(f"--text: {text!r} is not in the encoding of this terminal, or not valid UTF-8")
+    sys.stdout.reconfigure(errors="backslashreplace")  # names and sentences may hold what a terminal cannot show
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 
     # After the command line is known to be good: these take seconds.

@@ -175,6 +175,8 @@ class Predictor:
     def _tokenize(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"the sentence must be a text that is not empty, not {text!r}")
+        if re.search("[\ud800-\udfff]", text):
+            raise ValueError(f"the sentence {text!r} holds lone surrogates, which are no characters")
         input_ids, attention_mask = self.tokenizer([text])
         ids = input_ids[0, attention_mask[0] == 1].tolist()[1:]
         if ids[-1] != self._end:

@@ -182,16 +182,23 @@ def test_any_aspect_ratio_gives_pictures_of_its_own_size(size, predictor, pictur
     visible = resize(pictures.visible, size)
     found = predictor(visible, pictures.infrared, LEFT)
     assert found.fused.shape[:2] == found.mask.shape == found.probability.shape == size[::-1]
-    page = panel("line\n" * 9, {"visible": visible, "fused": found.fused, "prediction": found.fused})
-    assert (page == found.fused[0, 0]).all(2).any()
+
+
+@pytest.mark.parametrize("size", [(90, 60), (300, 50), (20, 180), (1, 1)])
+def test_a_panel_shows_every_picture_whole(size):
+    colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0)]
+    page = panel("a long sentence " * 9, {str(number): np.full((*size[::-1], 3), colour, np.uint8)
+                                          for number, colour in enumerate(colours)})
+    assert [int((page == colour).all(2).sum()) for colour in colours] == 4 * [size[0] * size[1]]
 
 
 def test_folders_are_paired_by_name_and_bad_or_lonely_files_left_out_and_named(ask, pictures, tmp_path):
     for kind in ("visible", "infrared"):
         (tmp_path / kind).mkdir()
     image = Image.fromarray(pictures.visible)
-    image.save(tmp_path / "visible" / "a.JPG")
-    image.convert("L").save(tmp_path / "infrared" / "a.png")
+    for name in "ac":
+        image.save(tmp_path / "visible" / f"{name}.JPG")
+        image.convert("L").save(tmp_path / "infrared" / f"{name}.png")
     (tmp_path / "visible" / "bad.png").write_text("no image")
     for path in ("infrared/bad.png", "visible/only_visible.png", "infrared/only_infrared.png"):
         image.save(tmp_path / path)
@@ -199,10 +206,10 @@ def test_folders_are_paired_by_name_and_bad_or_lonely_files_left_out_and_named(a
     answer = ask(tmp_path / "visible", tmp_path / "infrared")
     assert answer.code == 1
     assert f"{tmp_path}/visible/bad.png cannot be decoded as an image" in answer.said
-    assert "1 of 2 pairs could not be used" in answer.said
+    assert "1 of 3 pairs could not be used" in answer.said
     assert "no partner for 2 of the images" in answer.said
     assert "only_visible.png" in answer.said and "only_infrared.png" in answer.said and "notes.txt" not in answer.said
-    assert {name.split("-")[0] for name in written(tmp_path / "out")} == {"a"}
+    assert sorted(name.split("-")[0] for name in written(tmp_path / "out")) == 4 * ["a"] + 4 * ["c"]
 
 
 @pytest.mark.parametrize(("texts", "expected"), [
@@ -256,6 +263,7 @@ def test_bfloat16_gives_nearly_the_same(trained, predictor, pictures):
     ("absent.png", "scene.png", [], 2, "--visible: there is no file or folder"),
     ("", "scene.png", [], 2, "must be two files or two folders"),
     ("scene.png", "scene.png", ["--text", " "], 2, "--text: the sentence is empty"),
+    ("scene.png", "scene.png", ["--text", "caf\udce9"], 2, "or not valid UTF-8"),
     ("scene.png", "scene.png", ["--ckpt", "absent.pth"], 2, "--ckpt: there is no 'absent.pth'"),
     ("scene.png", "scene.png", ["--ckpt", "README.md"], 1, "--ckpt: README.md cannot be read"),
     ("scene.png", "scene.png", ["--ck_bert", "/nowhere"], 2, "--ck_bert: there is no '/nowhere'"),
@@ -298,6 +306,7 @@ def test_folders_without_a_pair_say_so(ask, pictures, tmp_path):
     (np.zeros((0, 5)), LEFT, r"not float64 \(0, 5\)"),
     (np.full((4, 5), np.nan), LEFT, "visible: some of its pixels are infinite or NaN"),
     (np.zeros((4, 5)), "", "the sentence must be a text that is not empty"),
+    (np.zeros((4, 5)), "caf\udce9", "which are no characters"),
     (np.zeros((4, 5)), None, "the sentence must be a text")])
 def test_programs_get_a_value_error_that_says_what_is_wrong(visible, text, message, predictor, pictures):
     with pytest.raises(ValueError, match=message):
