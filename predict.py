@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--mha", default=argparse.SUPPRESS, help=f"heads of PWAM by stage ({stored} one each)")
     parser.add_argument("--device", default="auto", help="auto, cuda, npu or cpu; an index may follow, as in cuda:1")
     parser.add_argument("--tta", choices=("none", "flip"), default="none",
-                        help="flip: average with the mirrored images, where `left` and `right` in it trade places")
+                        help="flip: average with the mirrored images, `left` and `right` in the text swapped for them")
     parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where that is safe")
     return parser
 
