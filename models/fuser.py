@@ -1,4 +1,6 @@
 """The fusion network: a two-encoder UNet on luma whose deep levels are mixed under the sentence's guidance."""
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +11,15 @@ from .recompute import recompute
 
 TEXT_WIDTH = 256
 HEADS = 4
+
+
+class EncodedPair(NamedTuple):
+    """What the fuser makes of two images before it reads a sentence; levels k = 0 … 3 halve the size each."""
+
+    visible: tuple[Tensor, Tensor, Tensor, Tensor]   # (B, c·2^k, ⌊H/2^k⌋, ⌊W/2^k⌋), features of the visible luma
+    infrared: tuple[Tensor, Tensor, Tensor, Tensor]  # likewise of the infrared luma
+    cb: Tensor  # (B, 1, H, W), the visible image's colour, around 0
+    cr: Tensor
 
 
 class DoubleConv(nn.Module):
@@ -124,13 +135,19 @@ class FusionNet(nn.Module):
         self.outc = nn.Conv2d(c, 1, 1)
         self.grad_checkpointing = False
 
-    def forward(self, visible: Tensor, infrared: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """visible, infrared (B, 1, H, W) in [0, 1], text (B, T, text_dim), mask (B, T) to (B, 1, H, W) in (0, 1)."""
+    def encode(self, visible: Tensor, infrared: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """visible, infrared (B, 1, H, W) in [0, 1] to the four levels of each, finest first."""
         run = recompute if self.grad_checkpointing else _call
         y1, i1 = run(self.y_inc, visible), run(self.i_inc, infrared)
         y2, i2 = run(self.y_d1, y1), run(self.i_d1, i1)
         y3, i3 = run(self.y_d2, y2), run(self.i_d2, i2)
         y4, i4 = run(self.y_d3, y3), run(self.i_d3, i3)
+        return (y1, y2, y3, y4), (i1, i2, i3, i4)
+
+    def decode(self, visible: tuple[Tensor, ...], infrared: tuple[Tensor, ...], text: Tensor, mask: Tensor) -> Tensor:
+        """The levels of `encode`, text (B, T, text_dim) and mask (B, T) to the fused luma (B, 1, H, W) in (0, 1)."""
+        run = recompute if self.grad_checkpointing else _call
+        (y1, y2, y3, y4), (i1, i2, i3, i4) = visible, infrared
         tokens = self.txt(text)
         level3 = self.lang_l3(y3, i3, tokens, mask)
         x = self.lang_l4(y4, i4, tokens, mask)
@@ -163,7 +180,7 @@ class UNetFuser(nn.Module):
         self.net = FusionNet(base_channels, text_dim)
 
     def forward(self, vis: Tensor, ir: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """Fuse.
+        """Fuse: `decode` what `encode` gives.
 
         Args:
             vis, ir: (B, 3, H, W) float, standardised; H and W at least 8.
@@ -172,11 +189,20 @@ class UNetFuser(nn.Module):
         Returns:
             (B, 3, H, W) fused image, standardised with the visible statistics.
         """
+        return self.decode(self.encode(vis, ir), text, mask)
+
+    def encode(self, vis: Tensor, ir: Tensor) -> EncodedPair:
+        """The part of `forward` that does not depend on the sentence."""
         red, green, blue = (vis * self.std_vis + self.mean_vis).clamp(0, 1).split(1, dim=1)
         y = 0.299 * red + 0.587 * green + 0.114 * blue
         cb = -0.168736 * red - 0.331264 * green + 0.5 * blue  # both without their offset of 0.5,
         cr = 0.5 * red - 0.418688 * green - 0.081312 * blue   # which recombining would subtract again
         infrared = luma((ir * self.std_ir + self.mean_ir).clamp(0, 1))
-        y = self.net(y, infrared, text, mask)
+        return EncodedPair(*self.net.encode(y, infrared), cb, cr)
+
+    def decode(self, pair: EncodedPair, text: Tensor, mask: Tensor) -> Tensor:
+        """The rest of `forward`: a pair may be decoded with one sentence after another."""
+        cb, cr = pair.cb, pair.cr
+        y = self.net.decode(pair.visible, pair.infrared, text, mask)
         fused = torch.cat([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], dim=1)
         return (fused.clamp(0, 1) - self.mean_vis) / self.std_vis

@@ -3,6 +3,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from .fuser import EncodedPair
+
 
 class Output(NamedTuple):
     """What the model gives for a batch."""
@@ -62,6 +64,14 @@ class RISFusion(nn.Module):
         Raises:
             ValueError: H and W are both 32 or less.
         """
+        return self.answer(self.encode_pair(vis, ir), input_ids, attention_mask)
+
+    def encode_pair(self, vis: Tensor, ir: Tensor) -> EncodedPair:
+        """The part of `forward` that does not depend on the sentence: the fuser's two encoders."""
+        return self.fuser.encode(vis, ir)
+
+    def answer(self, pair: EncodedPair, input_ids: Tensor, attention_mask: Tensor) -> Output:
+        """The rest of `forward`. It includes the whole segmenter, which sees the fused image and so the sentence."""
         text = self.text_encoder(input_ids, attention_mask=attention_mask).last_hidden_state
-        fused = self.fuser(vis, ir, text, attention_mask)
+        fused = self.fuser.decode(pair, text, attention_mask)
         return Output(fused, None if self.segmenter is None else self.segmenter(fused, text, attention_mask))

@@ -5,6 +5,8 @@ import os
 
 from .errors import UsageError
 
+BERT = "./bert/pretrained_weights/bert-base-uncased"
+
 
 def at_least(least: float, kind: type = int):
     """An argparse type: a finite number of `kind` (int or float) from `least` on."""
@@ -79,3 +81,26 @@ def make_folder(path: str, flag: str) -> None:
         raise UsageError(f"{flag}: the folder {path!r} cannot be made ({error.strerror})") from error
     if not os.access(path, os.W_OK):
         raise UsageError(f"{flag}: the folder {path!r} is not writable")
+
+
+def resolve(args: argparse.Namespace, stored: dict) -> None:
+    """Complete `args`: the command line first, then what the checkpoint stored if it can be used here, then defaults.
+
+    Args:
+        args: lacks those of `bert_tokenizer`, `ck_bert`, `img_size` and `mha` that were not given.
+        stored: what the checkpoint says, of `utils.checkpoint.stored_args`.
+    Raises:
+        UsageError: a folder is nowhere to be found.
+    """
+    for name in ("bert_tokenizer", "ck_bert"):
+        if not hasattr(args, name):
+            path = stored.get(name)
+            setattr(args, name, path if isinstance(path, str) and os.path.isdir(path) else BERT)
+            if not os.path.isdir(getattr(args, name)):
+                raise UsageError(f"--{name}: neither the folder that the checkpoint names, {path!r}, nor the default, "
+                                 f"{BERT!r}, is here; pass the flag")
+    if not hasattr(args, "img_size"):
+        args.img_size = stored.get("img_size") or 480
+    if not hasattr(args, "mha"):
+        args.mha = stored.get("mha") or ""
+    require_existing(args, "bert_tokenizer", "ck_bert")
