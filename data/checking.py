@@ -91,8 +91,9 @@ class Checker:
         self._seen: dict[bytes, list[tuple[DataSet, str, int]]] = {}  # digest of an image: first place in each set
         self._files: list[tuple[DataSet, str, int]] = []  # those that can be read, and their rows
         for data in self.sets:
-            for file in data.files:
-                self._open(data, file)
+            rows = [self._open(data, file) for file in data.files]
+            if None not in rows and not sum(rows):
+                self._report(data.path, None, ERROR, "empty", "", "there are no rows in it")
         self._total = sum(rows for _, _, rows in self._files)
         self._wanted = set(np.linspace(0, max(0, self._total - 1), samples, dtype=int).tolist()) if samples else set()
 
@@ -107,22 +108,21 @@ class Checker:
                 for offset, (cells, fact) in enumerate(zip(job.rows, facts, strict=True)):
                     self._take(job.data, job.file, job.first + offset, cells, fact)
                 bar.update(len(facts))
-        for data in self.sets:
-            if not data.rows:
-                self._report(data.path, None, ERROR, "empty", "", "there are no rows in it")
 
-    def _open(self, data: DataSet, file: str) -> None:
-        """Open a file and check its columns."""
+    def _open(self, data: DataSet, file: str) -> int | None:
+        """Check the columns of a file; return the number of its rows, or None if they cannot be read."""
         try:
             parquet = open_parquet(file)
         except InputError as error:
             self._report(file, None, ERROR, "file", "", str(error).removeprefix(f"{file}: "))
-            return
+            return None
         problems = check_columns(parquet.schema_arrow)
         for problem in problems:
             self._report(file, None, *problem)
-        if not problems:
-            self._files.append((data, file, parquet.metadata.num_rows))
+        if problems:
+            return None
+        self._files.append((data, file, parquet.metadata.num_rows))
+        return parquet.metadata.num_rows
 
     def _jobs(self) -> Iterator[Job]:
         row = 0  # over all sets
@@ -135,15 +135,16 @@ class Checker:
             while True:
                 try:
                     batch = next(batches, None)
-                except (OSError, pa.ArrowException) as error:
+                    cells = batch.to_pylist() if batch else []
+                except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
                     self._report(file, None, ERROR, "file", "", f"from row {first} on, it cannot be read "
                                                                 f"({first_line(error)})")
                     break
-                if batch is None:
+                if not cells:
                     break
-                wanted = [self._thumbnail * (row + first + offset in self._wanted) for offset in range(len(batch))]
-                yield Job(data, file, first, batch.to_pylist(), wanted)
-                first += len(batch)
+                wanted = [self._thumbnail * (row + first + offset in self._wanted) for offset in range(len(cells))]
+                yield Job(data, file, first, cells, wanted)
+                first += len(cells)
             row += rows
 
     def _answers(self) -> Iterator[tuple[Job, list[Facts]]]:
