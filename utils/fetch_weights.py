@@ -94,8 +94,8 @@ def fits(name: str, patterns) -> bool:
 def fetch(source: Source, revision: str, file: Remote, path: str) -> str:
     """Make `path` the hub's `file`, unless it is already; return its SHA-256.
 
-    What has come so far is in `path`.part. The library's own download begins anew in each process since huggingface_hub
-    1.31, which for gigabytes is too often; `http_get`, below it, goes on.
+    What has come so far is in `path`.part. From huggingface_hub 1.31 on, if not earlier, the library's own download
+    begins anew in each process, which for gigabytes is too often; `http_get`, on which it stands, goes on.
 
     Raises:
         InputError: the download broke off, or what came is not what the hub lists; or the file cannot be written.
