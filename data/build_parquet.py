@@ -1,0 +1,81 @@
+"""Make parquet files of the MM-RIS schema from folders of images and a table of expressions.
+
+    python data/build_parquet.py TABLE --out FILE.parquet
+    python data/build_parquet.py TABLE --out FOLDER --split 0.8,0.1,0.1
+
+TABLE is CSV or JSON with `image`, `expression` and `mask` (a file), `polygon` or `rle`; images lie beside it in
+visible/ and infrared/, masks in masks/, matched by name.
+"""
+import argparse
+import math
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # when run as a script
+
+from utils.errors import UsageError, run
+from utils.flags import at_least, make_folder
+
+SPLITS = ("train", "val", "test")
+FOLDERS = ("visible", "infrared", "masks")
+
+
+def proportions(text: str) -> list[float]:
+    """An argparse type: shares of train, val and test, scaled to add up to 1."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != len(SPLITS) or not all(0 <= value < math.inf for value in values) or not sum(values):
+        raise argparse.ArgumentTypeError(f"must be three numbers, for {', '.join(SPLITS)}, as in 0.8,0.1,0.1; "
+                                         f"not {text!r}")
+    return [value / sum(values) for value in values]
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Make parquet files of the MM-RIS schema from folders of images and a table of expressions.")
+    parser.add_argument("table", metavar="TABLE", help="CSV, TSV, JSON (a list of objects) or JSON lines with image, "
+                        "expression and, unless a file in masks/ has the image's name, mask, polygon or rle")
+    parser.add_argument("--out", required=True, metavar="PATH", help="parquet file to write; with --split, a folder "
+                        "for mm_ris_train.parquet, mm_ris_val.parquet and mm_ris_test.parquet")
+    for folder in FOLDERS:
+        parser.add_argument(f"--{folder}", metavar="DIR", help=f"default: {folder}/ beside TABLE")
+    parser.add_argument("--split", type=proportions, metavar="TRAIN,VAL,TEST",
+                        help="shares of the images, as in 0.8,0.1,0.1; no image gets into two parts")
+    parser.add_argument("--seed", type=at_least(0), default=0, metavar="K", help="of --split (default: 0)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse_arguments(arguments)
+    if not os.path.isfile(args.table):
+        raise UsageError(f"{args.table}: there is no such table")
+    beside = os.path.dirname(args.table)
+    folders = tuple(getattr(args, folder) or os.path.join(beside, folder) for folder in FOLDERS)
+    for flag, folder in zip(FOLDERS[:2], folders[:2], strict=True):
+        if not os.path.isdir(folder):
+            raise UsageError(f"--{flag}: there is no folder {folder!r}")
+    if args.masks and not os.path.isdir(args.masks):
+        raise UsageError(f"--masks: there is no folder {args.masks!r}")
+    if args.split:
+        if args.out.endswith(".parquet"):
+            raise UsageError(f"--out: with --split, give a folder, not {args.out!r}")
+        make_folder(args.out, "--out")
+        outs = [os.path.join(args.out, f"mm_ris_{name}.parquet") for name in SPLITS]
+    else:
+        if not os.path.isdir(os.path.dirname(os.path.abspath(args.out))) or os.path.isdir(args.out):
+            raise UsageError(f"--out: {args.out} is not a file name in an existing folder")
+        outs = [args.out]
+
+    from data.building import build
+
+    told = build(args.table, folders, outs, args.split or [1.0], args.seed)
+    for out, share in zip(outs, args.split or [1.0], strict=True):
+        if not share and os.path.exists(out):
+            told.append(f"note: {out} was there before and is not part of this split")
+    print("\n".join(told))
+
+
+if __name__ == "__main__":
+    run(main)

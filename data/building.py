@@ -1,0 +1,256 @@
+"""Folders and a table to parquet files of the MM-RIS schema, a row at a time."""
+import contextlib
+import hashlib
+import io
+import sys
+from collections import Counter
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from utils.errors import InputError, UsageError
+
+from .annotations import Entry, Folder, mask_from_file, mask_from_polygon, mask_from_rle, read_table
+from .decode import decode_image
+from .parquet_rows import ROWS_PER_GROUP, replacing
+from .row_checks import marked_as_turned
+
+SCHEMA = pa.schema([
+    ("index", pa.int64()), ("image_name", pa.string()), ("visible_image", pa.binary()),
+    ("infrared_image", pa.binary()), ("question", pa.string()), ("segmentation", pa.binary())])
+SHOWN = 20  # mistakes told one by one
+
+
+class Item(NamedTuple):
+    """An entry of the table with its files found."""
+
+    entry: Entry
+    name: str  # of the visible image within its folder
+    visible: str  # paths
+    infrared: str
+    mask: str | None  # None: the entry has a polygon or an RLE
+
+
+class Mistakes:
+    """Sentences about what is wrong; the first SHOWN are kept."""
+
+    def __init__(self):
+        self.count = 0
+        self._sentences: list[str] = []
+
+    def add(self, place: str, reason: str) -> None:
+        self.count += 1
+        if self.count <= SHOWN:
+            self._sentences.append(f"{place}: {reason}")
+
+    def stop_if_any(self) -> None:
+        """Raises:
+            InputError: with all sentences, if there are some.
+        """
+        if self.count > SHOWN:
+            self._sentences.append(f"and {self.count - SHOWN} more")
+        if self.count > 1:
+            raise InputError("\n  ".join([f"{self.count} mistakes; nothing was written", *self._sentences]))
+        if self.count:
+            raise InputError(f"{self._sentences[0]}; nothing was written")
+
+
+def build(table: str, folders: tuple[str, str, str], outs: list[str], shares: list[float], seed: int) -> list[str]:
+    """Write the entries of `table` to parquet files, all of them or, if anything is wrong, none.
+
+    The whole table is in memory, one group of rows of images for each file, never more.
+
+    Args:
+        table: see `annotations.read_table`.
+        folders: of the visible images, the infrared images and the masks.
+        outs: the files to write.
+        shares: of the images, for each file, adding up to 1; images that share a file's content stay together.
+        seed: of the choice; the same images, shares and seed give the same parts, whatever the table's order.
+    Returns:
+        What to tell: a sentence on each file, and on what looks odd.
+    Raises:
+        InputError: mistakes in table, images or masks, each with its place.
+        UsageError: there are fewer images than parts.
+    """
+    items, notes = find_files(table, folders)
+    parts = [0] * len(items)
+    if len(outs) > 1:
+        part_of = split_by_image({item.name: (item.visible, item.infrared) for item in items}, shares, seed)
+        parts = [part_of[item.name] for item in items]
+    return write(items, parts, outs) + notes
+
+
+def find_files(table: str, folders: tuple[str, str, str]) -> tuple[list[Item], list[str]]:
+    """Read the table and find the files of each entry; also what to tell about files that no entry names."""
+    visible, infrared, masks = Folder(folders[0]), Folder(folders[1]), Folder(folders[2], more=(".npy",))
+    items, mistakes = [], Mistakes()
+    try:
+        for place, entry in read_table(table):
+            if isinstance(entry, str):
+                mistakes.add(place, entry)
+                continue
+            try:
+                name = visible.find(entry.image)
+                mask = None
+                if entry.shape in (None, "mask"):
+                    mask = masks.files[masks.find(entry.value or entry.image)]
+                items.append(Item(entry, name, visible.files[name], infrared.files[infrared.find(entry.image)], mask))
+            except ValueError as error:
+                mistakes.add(place, str(error))
+    except ValueError as error:
+        raise InputError(f"{table}: {error}") from error
+    except OSError as error:
+        raise InputError(f"{table}: it cannot be read ({error.strerror})") from error
+    mistakes.stop_if_any()
+    if not items:
+        raise InputError(f"{table}: there are no entries in it")
+    unused = sorted(visible.files.keys() - {item.name for item in items})
+    if not unused:
+        return items, []
+    return items, [f"note: {len(unused)} images in {folders[0]} are named by no entry, the first is {unused[0]}"]
+
+
+def split_by_image(images: dict[str, tuple[str, str]], shares: list[float], seed: int) -> dict[str, int]:
+    """Deal images out to parts; names whose visible or infrared files have the same bytes get the same part.
+
+    Args:
+        images: name to paths of the visible and the infrared file.
+        shares: of the parts, adding up to 1; a part with a share above 0 gets at least one image.
+    Returns:
+        name to number of its part.
+    Raises:
+        UsageError: there are too few images.
+        InputError: a file cannot be read.
+    """
+    owner: dict[bytes, str] = {}  # of a file's content: the first name that has it
+    leader = {name: name for name in images}
+
+    def lead(name: str) -> str:
+        while leader[name] != name:
+            name = leader[name]
+        return name
+
+    for name in tqdm(sorted(images), desc="comparing images", unit="image", file=sys.stdout):
+        for path in images[name]:
+            try:
+                content = hashlib.sha256(read_file(path)).digest()
+            except ValueError as error:
+                raise InputError(str(error)) from error
+            leader[lead(name)] = lead(owner.setdefault(content, name))
+    leaders = sorted({lead(name) for name in images})
+    counts = [max(1, round(len(leaders) * share)) if share else 0 for share in shares]
+    largest = max(range(len(shares)), key=lambda part: shares[part])
+    counts[largest] += len(leaders) - sum(counts)
+    if counts[largest] < 1:
+        raise UsageError(f"--split: {len(leaders)} different images are too few for "
+                         f"{sum(share > 0 for share in shares)} parts")
+    order = np.random.default_rng(seed).permutation(len(leaders)).tolist()
+    numbers = np.repeat(np.arange(len(shares)), counts).tolist()
+    part_of = {leaders[place]: number for place, number in zip(order, numbers, strict=True)}
+    return {name: part_of[lead(name)] for name in images}
+
+
+def write(items: list[Item], parts: list[int], outs: list[str]) -> list[str]:
+    """Write item i as row of `outs[parts[i]]`; return what to tell. Parts without items are not written."""
+    mistakes, maker = Mistakes(), RowMaker()
+    rows, images = Counter(parts), [set() for _ in outs]
+    with contextlib.ExitStack() as stack:
+        temporary = {part: stack.enter_context(replacing(outs[part])) for part in sorted(rows)}
+        # Entered later, so left earlier: all files are complete before the first takes its place.
+        writers = {part: stack.enter_context(pq.ParquetWriter(path, SCHEMA)) for part, path in temporary.items()}
+        waiting = {part: [] for part in rows}
+        bar = tqdm(items, desc="writing", unit="row", file=sys.stdout)
+        for index, (item, part) in enumerate(zip(bar, parts, strict=True)):
+            try:
+                row = maker.make(item, index)
+            except ValueError as error:
+                mistakes.add(item.entry.place, str(error))
+            if mistakes.count:
+                continue  # nothing will be written; look for further mistakes
+            images[part].add(item.name)
+            waiting[part].append(row)
+            if len(waiting[part]) == ROWS_PER_GROUP:
+                writers[part].write_table(pa.Table.from_pylist(waiting[part], SCHEMA))
+                waiting[part] = []
+        mistakes.stop_if_any()
+        for part, left in waiting.items():
+            if left:
+                writers[part].write_table(pa.Table.from_pylist(left, SCHEMA))
+    told = [f"wrote {outs[part]}: {rows[part]} rows, {len(images[part])} images" for part in sorted(rows)]
+    return told + maker.notes()
+
+
+class RowMaker:
+    """Reads and checks the files of an item; remembers the last pair, as neighbours in a table often share it."""
+
+    def __init__(self):
+        self._pair: tuple[str, str] | None = None
+        self._cells: dict[str, bytes] = {}
+        self._size = (0, 0)
+        self._odd: dict[str, tuple[int, str]] = {}  # what is odd: how often, and where first
+
+    def make(self, item: Item, index: int) -> dict:
+        """The row of the schema for `item`, the images in their original bytes.
+
+        Raises:
+            ValueError: a file that cannot be used, or a mask that does not fit; says why.
+        """
+        pair = (item.visible, item.infrared)
+        if self._pair != pair:
+            self._pair = None
+            visible, infrared = read_file(item.visible), read_file(item.infrared)
+            self._size = decoded(item.visible, visible).shape[:2]
+            for path, content in zip(pair, (visible, infrared), strict=True):
+                if marked_as_turned(content):
+                    self._note("an EXIF note says to turn the image, which readers of these files do not do", path)
+            if decoded(item.infrared, infrared).shape[:2] != self._size:
+                self._note("the infrared image has another size than the visible one", item.visible)
+            self._cells = {"image_name": item.name, "visible_image": visible, "infrared_image": infrared}
+            self._pair = pair
+        mask = io.BytesIO()
+        np.save(mask, np.ascontiguousarray(self._mask(item)), allow_pickle=False)
+        return self._cells | {"index": index, "question": item.entry.expression, "segmentation": mask.getvalue()}
+
+    def _mask(self, item: Item) -> np.ndarray:
+        height, width = self._size
+        if item.mask is None:
+            draw = mask_from_polygon if item.entry.shape == "polygon" else mask_from_rle
+            mask = draw(item.entry.value, height, width)
+        else:
+            content = read_file(item.mask)
+            try:
+                mask = mask_from_file(content, item.mask)
+            except ValueError as error:
+                raise ValueError(f"{item.mask} cannot be decoded as a mask: {error}") from error
+            if mask.shape != self._size:
+                raise ValueError(f"{item.mask} has {mask.shape[1]} x {mask.shape[0]} pixels, but {item.visible} has "
+                                 f"{width} x {height} as it is stored")
+        if not mask.any():
+            self._note("the mask is empty", item.entry.place)
+        return mask
+
+    def _note(self, what: str, where: str) -> None:
+        count, first = self._odd.get(what, (0, where))
+        self._odd[what] = count + 1, first
+
+    def notes(self) -> list[str]:
+        return [f"note: {what}: {where}" + f", and {count - 1} more" * (count > 1)
+                for what, (count, where) in self._odd.items()]
+
+
+def read_file(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def decoded(path: str, content: bytes) -> np.ndarray:
+    try:
+        return decode_image(content)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be decoded as an image: {error}") from error
