@@ -128,8 +128,8 @@ def answer(predictor, pair, text: str, stem: str) -> str:
     import numpy as np
     from PIL import Image
 
-    from data.parquet_rows import replacing
     from utils.draw import outlined, overlay
+    from utils.files import replacing
     from utils.panel import panel
 
     fused, mask, _ = predictor.predict(pair, text)

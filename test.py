@@ -6,10 +6,10 @@ import os
 import sys
 
 from utils.errors import UsageError, run
-from utils.flags import at_least, image_size, make_folder, require_existing, thresholds
+from utils.flags import BERT, at_least, image_size, make_folder, require_existing, resolve, thresholds
 
-BERT = "./bert/pretrained_weights/bert-base-uncased"
 SHEET_ROWS = 8
+RESULTS = r"fusion|Binary|Overlay|GT|contact_sheet\.png|metrics\.json|per_sample\.csv|report\.html"
 SETTINGS = ("ckpt", "test_parquet", "img_size", "shuffle_text", "tta", "amp", "limit", "bad_rows", "seed")
 
 log = logging.getLogger("test")
@@ -49,29 +49,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=at_least(0), default=0, metavar="N", help="only the first N rows; 0: all")
     parser.add_argument("--bad_rows", choices=["stop", "skip"], default="stop",
                         help="rows that cannot be used: stop at the first, or skip and list them")
+    parser.add_argument("--dist-timeout", type=at_least(0.01, float), default=10.0,
+                        help="minutes until a process that does not answer ends a job of several")
     parser.add_argument("--seed", type=at_least(0), default=0,
                         help="of the swapped sentences and of the bootstrap intervals")
     return parser
-
-
-def resolve(args: argparse.Namespace, stored: dict) -> None:
-    """Complete `args`: the command line first, then what the checkpoint stored if it can be used here, then defaults.
-
-    Raises:
-        UsageError: a folder is nowhere to be found.
-    """
-    for name in ("bert_tokenizer", "ck_bert"):
-        if not hasattr(args, name):
-            path = stored.get(name)
-            setattr(args, name, path if isinstance(path, str) and os.path.isdir(path) else BERT)
-            if not os.path.isdir(getattr(args, name)):
-                raise UsageError(f"--{name}: neither the folder that the checkpoint names, {path!r}, nor the default, "
-                                 f"{BERT!r}, is here; pass the flag")
-    if not hasattr(args, "img_size"):
-        args.img_size = stored.get("img_size") or 480
-    if not hasattr(args, "mha"):
-        args.mha = stored.get("mha") or ""
-    require_existing(args, "bert_tokenizer", "ck_bert")
 
 
 def main() -> None:
@@ -80,21 +62,33 @@ def main() -> None:
     if args.text_ablation and args.shuffle_text:
         parser.error("argument --text_ablation: it swaps the sentences itself; leave out --shuffle_text")
     require_existing(args, "ckpt", "test_parquet")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 
     # After the command line is known to be good: these take seconds.
+    from utils import distributed
+    from utils.device import select_device
+
+    device = select_device(args.device, distributed.local_rank())
+    distributed.start(device, args.dist_timeout)
+    logging.basicConfig(level=logging.INFO if distributed.rank() == 0 else logging.ERROR, format="%(message)s",
+                        stream=sys.stdout)
+    with distributed.peers_watched(args.dist_timeout):
+        test(args, device)
+    distributed.stop()
+
+
+def test(args: argparse.Namespace, device) -> None:
+    """Evaluate, this process its share of the rows, and leave the results in `--out_dir`."""
     import torch
 
-    from data import MMRISDataset, collate
+    from data import MMRISDataset, collate, share
     from data.lumas import WithLumas
     from engine import INPUTS, evaluate
-    from utils import ablation, fusion_metrics, report
-    from utils.device import select_device
+    from utils import ablation, distributed, fusion_metrics, report
     from utils.draw import SampleSheet
     from utils.metrics import sample_iou, usable_rows
     from utils.results import ResultWriter, set_aside, write_json, write_samples
 
-    device = select_device(args.device)
+    main_process = distributed.rank() == 0
     model, tokenizer = load(args, device)
     make_folder(args.out_dir, "--out_dir")
     dataset = MMRISDataset(args.test_parquet, tokenizer, args.img_size, originals=True)
@@ -103,7 +97,8 @@ def main() -> None:
     samples = WithLumas(dataset) if args.fusion_metrics else dataset
     rows = torch.utils.data.Subset(samples, range(min(args.limit or len(dataset), len(dataset))))
     loader = torch.utils.data.DataLoader(
-        rows, batch_size=args.batch_size, num_workers=args.workers, collate_fn=collate)
+        rows, batch_size=args.batch_size, num_workers=args.workers, collate_fn=collate,
+        sampler=share(len(rows), distributed.rank(), distributed.world_size()))
 
     def with_sentences(batch, sentences):
         batch = batch | dict(zip(("input_ids", "attention_mask"), tokenizer(sentences), strict=True))
@@ -116,7 +111,9 @@ def main() -> None:
         swapped = copy.copy(dataset)
         swapped.shuffle_text(args.seed)
         takers.append(text := ablation.TextAblation(swapped.questions, with_sentences))
-    set_aside(args.out_dir, r"fusion|Binary|Overlay|GT|contact_sheet\.png|metrics\.json|per_sample\.csv|report\.html")
+    if main_process:
+        set_aside(args.out_dir, RESULTS)
+    distributed.wait_for_all()  # nobody writes before there is room
     takers.append(ResultWriter(args.out_dir, dataset.names, dataset.indices, args.save))
 
     def show(row):
@@ -137,6 +134,13 @@ def main() -> None:
     metrics, counts = evaluate(model, loader, device, args.iou_thresholds, keep, bad)
 
     # From here on everything is made of numbers by row: `counts`, and what `meter` and `text` hold.
+    if args.fusion_metrics:
+        meter.values = distributed.total(meter.values)
+    if args.text_ablation:
+        text.counts, text.change = distributed.total(text.counts), distributed.total(text.change)
+    sheet.rows = [row for rows in distributed.gather(sheet.rows) for row in rows]
+    if not main_process:
+        return
     evaluated = usable_rows(counts)
     results = metrics | context(args, dataset, counts, bad)
     if args.fusion_metrics:

@@ -156,25 +156,22 @@ def main() -> None:
         allow_tf32(device)
     seed_everything(args.seed)
     try:
-        if args.eval_only:
-            evaluate_only(args, device)
-        else:
-            train(args, device)
+        with distributed.peers_watched(args.dist_timeout):
+            if args.eval_only:
+                evaluate_only(args, device)
+            else:
+                train(args, device)
     except Stopped as stop:
         log.info("stopped by %s; the run so far is in %s; to go on:\n  %s", stop,
                  os.path.join(args.output_dir, "last.pth"), resuming_command())
         sys.exit(128 + stop.signal)
     except (RuntimeError, MemoryError) as error:
-        if is_out_of_memory(error):
-            raise InputError(
-                f"out of memory with {args.batch_size} samples of {args.img_size}×{args.img_size} pixels on {device}; "
-                "lower -b (and raise --grad-accum-steps by the same factor), set --amp or --grad-checkpointing, or "
-                "lower --img_size") from error
-        if distributed.is_lost_peer(error):
-            raise InputError(f"process {distributed.rank()}: another process of the job has died or has not answered "
-                             f"within {args.dist_timeout:g} minutes; look for its message, then go on with --resume "
-                             "auto") from error
-        raise
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"out of memory with {args.batch_size} samples of {args.img_size}×{args.img_size} pixels on {device}; "
+            "lower -b (and raise --grad-accum-steps by the same factor), set --amp or --grad-checkpointing, or lower "
+            "--img_size") from error
     distributed.stop()
 
 

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from utils.errors import InputError, UsageError
+from utils.files import replacing
 
 from .annotations import Entry, Folder, mask_from_file, mask_from_polygon, mask_from_rle, read_table
 from .decode import decode_image
-from .parquet_rows import ROWS_PER_GROUP, replacing
+from .parquet_rows import ROWS_PER_GROUP
 from .row_checks import marked_as_turned
 
 SCHEMA = pa.schema([

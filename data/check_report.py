@@ -4,9 +4,9 @@ import os
 from collections import Counter
 
 from utils.draw import contact_sheet, outlined
+from utils.files import replacing
 
 from .checking import AREAS, Checker, DataSet
-from .parquet_rows import replacing
 from .row_checks import ERROR
 
 THUMBNAIL = 240  # pixels

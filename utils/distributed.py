@@ -100,6 +100,28 @@ def share_buffers(model: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
+def wait_for_all() -> None:
+    """Return when all processes have come here."""
+    largest(0)
+
+
+@contextlib.contextmanager
+def peers_watched(timeout_minutes: float):
+    """A context in which the loss of another process is an error of one sentence.
+
+    Raises:
+        InputError: another process has died, or has not answered for `timeout_minutes`.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost_peer(error):
+            raise
+        raise InputError(f"process {rank()}: another process of the job has died or has not answered within "
+                         f"{timeout_minutes:g} minutes; look for its message, then start the job again, training with "
+                         "--resume auto") from error
+
+
 def is_lost_peer(error: BaseException) -> bool:
     """Whether `error` means that another process has died or does not answer any more."""
     return active() and world_size() > 1 and isinstance(error, RuntimeError) and (
