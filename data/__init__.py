@@ -1,4 +1,5 @@
-"""The MM-RIS data: reading it, merging its parts, and drawing synthetic scenes in its schema."""
-from .mm_ris import MMRISDataset, collate
+"""The MM-RIS data: reading it, the order of reading, merging its parts, and drawing synthetic scenes in its schema."""
+from .mm_ris import BadRow, MMRISDataset, collate
+from .order import epoch_order
 
-__all__ = ["MMRISDataset", "collate"]
+__all__ = ["BadRow", "MMRISDataset", "collate", "epoch_order"]
