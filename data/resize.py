@@ -48,7 +48,9 @@ class Squares:
             cv2.insertChannel(ir, vis, 3)
             *colours, grey = self._resize(vis)
             _standardise(colours, out_vis)
-            _standardise([grey] * 3, out_ir)
+            # From float, which is faster three times than from 8 bits, and the last channel may be made from itself.
+            out_ir[2].copy_(torch.from_numpy(grey))
+            _standardise([out_ir[2].numpy()] * 3, out_ir)
         else:
             for pixels, out in ((vis, out_vis), (ir, out_ir)):
                 colours = cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGBA) if pixels.ndim == 2 else pixels
@@ -82,7 +84,7 @@ class Squares:
 
 
 def _standardise(planes: list[np.ndarray], out: torch.Tensor) -> None:
-    """Three planes of (S, S) uint8 into `out`, (3, S, S) float32."""
+    """Three planes of (S, S), 0 to 255, into `out`, (3, S, S) float32, whose last may be one of them."""
     for plane, scale, offset, channel in zip(planes, SCALE, OFFSET, out, strict=True):
         torch.add(offset, torch.from_numpy(plane), alpha=scale, out=channel)
 
