@@ -1,5 +1,5 @@
-"""The MM-RIS data: reading it, merging its parts, and drawing synthetic scenes in its schema."""
-from .mm_ris import MMRISDataset, collate
+"""The MM-RIS data: reading it, the order of reading, merging its parts, and drawing synthetic scenes in its schema."""
+from .mm_ris import BadRow, MMRISDataset, collate
 from .sampler import EpochSampler, share
 
-__all__ = ["EpochSampler", "MMRISDataset", "collate", "share"]
+__all__ = ["BadRow", "EpochSampler", "MMRISDataset", "collate", "share"]

@@ -1,11 +1,7 @@
 """Which process reads which rows, in which order."""
-import numpy as np
 import torch
 
-
-def epoch_order(dataset, seed: int, epoch: int) -> np.ndarray:
-    """The order of an epoch: (N,) int64, every row once, shuffled by (seed, epoch) alone."""
-    return np.random.default_rng([seed, epoch]).permutation(len(dataset))
+from .order import epoch_order
 
 
 class EpochSampler(torch.utils.data.DistributedSampler):

@@ -1,82 +1,26 @@
-"""Reading MM-RIS parquet: what a sample holds, that it is exact, and what is said about data that cannot be used."""
+"""Reading MM-RIS parquet: what a sample holds, and that it is exact."""
 import io
+import json
 import logging
 import pickle
-from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from rows import encode, make_row, npy, same_sample, tiny_tokenizer, write
 from torch.utils.data import DataLoader
 
-from bert import Tokenizer
-from bert.tiny import write_tiny_bert
 from data import MMRISDataset, collate, parquet_rows
 from utils.color import destandardise
 from utils.errors import InputError
 
-SENTENCES = ["the hot red disc on the left", "the cold square", "a man", "the blue one"]
-
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bert")
-    write_tiny_bert(str(folder), SENTENCES, hidden=16, layers=1, heads=1)
-    return Tokenizer(str(folder))
-
-
-def encode(pixels, kind="PNG", mode=None):
-    buffer = io.BytesIO()
-    image = Image.fromarray(pixels)
-    (image.convert(mode) if mode else image).save(buffer, kind)
-    return buffer.getvalue()
-
-
-def npy(array):
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
-
-
-def make_row(number, width=53, height=37):
-    rng = np.random.default_rng(number)
-    return {
-        "index": 100 + number,
-        "image_name": f"{number}.png",
-        "visible_image": encode(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)),
-        "infrared_image": encode(rng.integers(0, 256, (height, width), dtype=np.uint8)),
-        "question": f"{SENTENCES[number % 4]} {number}",
-        "segmentation": npy((rng.random((height, width)) < 0.3).astype(np.uint8) * 255),
-    }
-
-
-def write(path, rows, rows_per_group=4, **columns):
-    """Rows to parquet; `columns` replaces whole columns by pyarrow arrays, or drops them with None."""
-    table = pa.Table.from_pylist(rows)
-    for name, values in columns.items():
-        at = table.schema.get_field_index(name)
-        table = table.remove_column(at) if values is None else table.set_column(at, name, values)
-    pq.write_table(table, path, row_group_size=rows_per_group)
-    return str(path)
-
-
-def same_sample(one, other):
-    assert one.keys() == other.keys()
-    for key, value in one.items():
-        assert torch.equal(value, other[key]) if isinstance(value, torch.Tensor) else value == other[key], key
-
-
-def error_of(path, tokenizer, row=None):
-    with pytest.raises(InputError) as caught:
-        dataset = MMRISDataset(str(path), tokenizer, 40)
-        if row is not None:
-            dataset[row]
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
+    return tiny_tokenizer(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.mark.parametrize("width, height", [(31, 57), (101, 45), (64, 64)])
@@ -91,7 +35,8 @@ def test_images_are_what_pillow_makes_of_them(tmp_path, tokenizer, kind, mode, w
     for image in (sample["vis"], sample["ir"]):
         assert image.shape == (3, 48, 48) and image.dtype == torch.float32
         pixels = (destandardise(image) * 255).permute(1, 2, 0).numpy()
-        assert np.abs(pixels - np.asarray(expected)).max() < 0.01
+        difference = pixels - np.asarray(expected)
+        assert np.abs(difference).max() < 1.001 and abs(difference.mean()) < 0.02  # each rounds at its own places
 
 
 def test_images_are_standardised_with_the_imagenet_statistics(tmp_path, tokenizer):
@@ -161,16 +106,16 @@ def test_an_index_that_does_not_serve_is_replaced_by_row_numbers_with_a_warning(
     assert word in caplog.text and path in caplog.text
 
 
-@pytest.fixture(params=["small row groups", "small cache", "one large row group"])
+@pytest.fixture(params=["small row groups", "row groups that are kept", "one large row group"])
 def layout(request, monkeypatch):
     """Rows per group under each way of reading."""
     if request.param == "small row groups":
         return 4
-    if request.param == "small cache":
-        monkeypatch.setattr(parquet_rows, "CACHE_BYTES", 1)
+    monkeypatch.setattr(parquet_rows, "FEW_ROWS", 2)
+    monkeypatch.setattr(parquet_rows, "SMALL_GROUP", 1)
+    if request.param == "row groups that are kept":
         return 4
-    monkeypatch.setattr(parquet_rows, "LARGE_GROUP", 1)
-    monkeypatch.setattr(parquet_rows, "STREAM_ROWS", 3)
+    monkeypatch.setattr(parquet_rows, "WINDOW_BYTES", 20_000)
     return 1000
 
 
@@ -189,11 +134,11 @@ def test_samples_do_not_depend_on_row_groups_or_the_order_of_reading(tmp_path, t
 
 @pytest.mark.parametrize("workers, start", [(0, None), (2, "fork"), (2, "spawn")])
 def test_loading_by_several_processes_gives_the_same_batches(tmp_path, tokenizer, layout, workers, start):
-    if start == "spawn" and layout != 4:
+    if start == "spawn" and parquet_rows.FEW_ROWS == 2:
         pytest.skip("a new interpreter has the usual limits")
     dataset = MMRISDataset(write(tmp_path / "a.parquet", [make_row(i) for i in range(9)], layout), tokenizer, 40)
     expected = [dataset[row] for row in range(9)]  # also leaves files open in this process
-    order = [4, 2, 8, 0, 1, 7, 3, 6, 5]
+    order = [4, 2, 8, 0, 1, 7, 3, 6, 5]  # none that `epoch_order` would give
     loader = DataLoader(dataset, batch_size=3, sampler=order, num_workers=workers, collate_fn=collate,
                         multiprocessing_context=start)
     assert [row for batch in loader for row in batch["row"].tolist()] == order
@@ -209,24 +154,70 @@ def test_a_pickled_data_set_reads_on(tmp_path, tokenizer):
     same_sample(pickle.loads(pickle.dumps(dataset))[1], first)
 
 
-def test_the_cache_of_row_groups_is_bounded(tmp_path, monkeypatch):
+def test_what_is_kept_of_a_file_is_bounded(tmp_path, monkeypatch):
     rows = [make_row(i) | {"visible_image": bytes(1000)} for i in range(40)]
-    monkeypatch.setattr(parquet_rows, "CACHE_BYTES", 10_000)
-    reader = parquet_rows.ParquetRows([write(tmp_path / "a.parquet", rows)], ["visible_image"])
-    for row in range(40):
-        reader.read(row)
-        assert sum(table.nbytes for table in reader._cache.values()) <= 10_000
+    path = write(tmp_path / "a.parquet", rows)
+    for few, kept in ((16, 1), (2, 4)):  # groups of 4 rows: small ones are not kept
+        monkeypatch.setattr(parquet_rows, "FEW_ROWS", few)
+        monkeypatch.setattr(parquet_rows, "SMALL_GROUP", 1)
+        monkeypatch.setattr(parquet_rows, "WINDOW_BYTES", 10_000)
+        reader = parquet_rows.ParquetRows([path], ["visible_image"])
+        for row in range(40):
+            reader.read(row)
+            assert len(reader._cache) <= kept
+        assert len(reader._cache) == kept
 
 
 def test_only_large_row_groups_are_warned_of(tmp_path, tokenizer, monkeypatch, caplog):
     path = write(tmp_path / "a.parquet", [make_row(i) for i in range(40)], 1000)
     MMRISDataset(path, tokenizer, 40)
     assert not caplog.records
-    monkeypatch.setattr(parquet_rows, "LARGE_GROUP", 1000)
+    monkeypatch.setattr(parquet_rows, "SMALL_GROUP", 1000)
     with caplog.at_level(logging.WARNING):
         MMRISDataset(path, tokenizer, 40)
     assert len(caplog.records) == 1
     assert f"python data/merge_parquet.py {path} --out" in caplog.text
+
+
+def test_batches_asked_for_at_once_are_those_of_single_samples(tmp_path, tokenizer):
+    dataset = MMRISDataset(write(tmp_path / "a.parquet", [make_row(i) for i in range(5)]), tokenizer, 40)
+    at_once, one_by_one = collate(dataset.__getitems__([3, 0, 4])), collate([dataset[3], dataset[0], dataset[4]])
+    assert at_once.keys() == one_by_one.keys()
+    for key, value in at_once.items():
+        assert torch.equal(value, one_by_one[key]) if isinstance(value, torch.Tensor) else value == one_by_one[key]
+
+
+def test_samples_keep_their_pixels_while_others_are_read(tmp_path, tokenizer):
+    dataset = MMRISDataset(write(tmp_path / "a.parquet", [make_row(i) for i in range(3)]), tokenizer, 40, True)
+    first = dataset[0]
+    before = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in first.items()}
+    mask = first["mask"].copy()
+    dataset[1], dataset[2]
+    assert np.array_equal(first.pop("mask"), mask) and before.pop("mask") is not None
+    same_sample(first, before)
+
+
+def test_without_masks_no_segmentation_is_needed(tmp_path, tokenizer):
+    rows = [make_row(i) for i in range(3)]
+    with_masks = MMRISDataset(write(tmp_path / "a.parquet", rows), tokenizer, 40)
+    for row in rows:
+        del row["segmentation"]
+    dataset = MMRISDataset(write(tmp_path / "b.parquet", rows), tokenizer, 40, originals=True, masks=False)
+    sample = dataset[1]
+    assert sample.keys() == {"vis", "ir", "input_ids", "attention_mask", "row", "size"} and sample["size"] == (53, 37)
+    assert torch.equal(sample["vis"], with_masks[1]["vis"]) and torch.equal(sample["ir"], with_masks[1]["ir"])
+    assert "target" not in collate([dataset[0], dataset[2]])
+
+
+def test_texts_and_indices_behave_like_lists(tmp_path, tokenizer):
+    dataset = MMRISDataset(write(tmp_path / "a.parquet", [make_row(i) for i in range(5)]), tokenizer, 40)
+    assert len(dataset.names) == 5 and dataset.names[1] == dataset.names[np.int64(1)] == "1.png"
+    assert dataset.names[-1] == "4.png" and dataset.names[1:3] == ["1.png", "2.png"] and "3.png" in dataset.names
+    assert json.dumps(dataset.indices[2:]) == "[102, 103, 104]" and list(reversed(dataset.indices))[0] == 104
+    assert pd.DataFrame({"index": dataset.indices, "question": dataset.questions})["index"].tolist() == [
+        100, 101, 102, 103, 104]
+    with pytest.raises(IndexError):
+        dataset.names[5]
 
 
 def test_collate_stacks_tensors_and_lists_the_rest(tmp_path, tokenizer):
@@ -254,7 +245,8 @@ def test_swapped_sentences_leave_no_sample_with_its_own(tmp_path, tokenizer, cou
     assert sorted(dataset.questions) == sorted(before)
     assert all(now != then for now, then in zip(dataset.questions, before, strict=True))
     input_ids, attention_mask = tokenizer(dataset.questions)
-    assert torch.equal(dataset.input_ids, input_ids) and torch.equal(dataset.attention_mask, attention_mask)
+    assert torch.equal(dataset.input_ids.long(), input_ids)
+    assert torch.equal(dataset.attention_mask.long(), attention_mask)
     assert torch.equal(dataset[1]["input_ids"], input_ids[1])
     assert dataset.names == [f"{i}.png" for i in range(count)] and dataset.indices[0] == 100
 
@@ -287,142 +279,3 @@ def test_one_sentence_cannot_be_swapped(tmp_path, tokenizer):
     dataset = MMRISDataset(write(tmp_path / "a.parquet", [make_row(0)]), tokenizer, 40)
     with pytest.raises(InputError, match="at least two rows"):
         dataset.shuffle_text(0)
-
-
-# Data that cannot be used
-
-
-def test_a_missing_file_is_named(tmp_path, tokenizer):
-    assert str(tmp_path / "none.parquet") in error_of(tmp_path / "none.parquet", tokenizer)
-
-
-def test_a_folder_without_parquet_is_named(tmp_path, tokenizer):
-    message = error_of(tmp_path, tokenizer)
-    assert str(tmp_path) in message and "no .parquet file" in message
-
-
-def test_a_file_of_another_kind_is_named(tmp_path, tokenizer):
-    (tmp_path / "a.parquet").write_bytes(b"<html>not found</html>")
-    message = error_of(tmp_path / "a.parquet", tokenizer)
-    assert "a.parquet" in message and "not a parquet file" in message
-
-
-def test_a_truncated_file_is_named(tmp_path, tokenizer):
-    path = Path(write(tmp_path / "a.parquet", [make_row(i) for i in range(8)]))
-    path.write_bytes(path.read_bytes()[:-200])
-    message = error_of(path, tokenizer)
-    assert "a.parquet" in message and "incomplete" in message
-
-
-def test_damage_within_a_file_is_told_with_the_row(tmp_path, tokenizer):
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.Table.from_pylist([make_row(i) for i in range(8)]), path, row_group_size=4, compression="gzip")
-    at = pq.ParquetFile(path).metadata.row_group(1).column(2)
-    content = bytearray(path.read_bytes())
-    start = at.dictionary_page_offset
-    content[start:start + at.total_compressed_size] = bytes(at.total_compressed_size)
-    path.write_bytes(content)
-    message = error_of(path, tokenizer, 5)
-    assert "a.parquet: row 5 cannot be read" in message
-
-
-def test_a_file_that_changed_after_opening_is_not_read_as_if_it_had_not(tmp_path, tokenizer):
-    path = write(tmp_path / "a.parquet", [make_row(i) for i in range(8)])
-    dataset = MMRISDataset(path, tokenizer, 40)
-    write(path, [make_row(i) for i in range(3, 6)])
-    with pytest.raises(InputError, match=r"a\.parquet: the file has changed"):
-        dataset[0]
-
-
-@pytest.mark.parametrize("column", ["image_name", "question", "visible_image", "infrared_image", "segmentation"])
-def test_a_missing_column_is_named(tmp_path, tokenizer, column):
-    path = write(tmp_path / "a.parquet", [make_row(0)], **{column: None})
-    message = error_of(path, tokenizer)
-    assert "a.parquet" in message and f"column {column} is missing" in message
-
-
-@pytest.mark.parametrize("column, wanted", [
-    ("image_name", "text"), ("question", "text"), ("visible_image", "bytes"), ("segmentation", "bytes")])
-def test_a_column_of_the_wrong_type_is_named(tmp_path, tokenizer, column, wanted):
-    path = write(tmp_path / "a.parquet", [make_row(0)], **{column: pa.array([1])})
-    message = error_of(path, tokenizer)
-    assert "a.parquet" in message and f"column {column} must hold {wanted}, not int64" in message
-
-
-def test_a_file_without_rows_is_named(tmp_path, tokenizer):
-    path = tmp_path / "a.parquet"
-    pq.write_table(pa.Table.from_pylist([make_row(0)]).slice(0, 0), path)
-    message = error_of(path, tokenizer)
-    assert "a.parquet" in message and "no rows" in message
-
-
-@pytest.mark.parametrize("column", ["image_name", "question", "visible_image", "infrared_image", "segmentation"])
-def test_an_empty_cell_is_named(tmp_path, tokenizer, column):
-    rows = [make_row(i) for i in range(6)]
-    rows[4][column] = None
-    write(tmp_path / "a.parquet", [make_row(9)])
-    write(tmp_path / "b.parquet", rows)
-    message = error_of(tmp_path, tokenizer, 5)  # the row numbers of a file start with 0 in each
-    assert "b.parquet: row 4" in message and column in message and "empty" in message
-
-
-@pytest.mark.parametrize("content", [b"", b"GIF89a", b"no image", "truncated"])
-@pytest.mark.parametrize("column", ["visible_image", "infrared_image"])
-def test_an_image_that_cannot_be_decoded_is_named(tmp_path, tokenizer, column, content):
-    rows = [make_row(i) for i in range(3)]
-    rows[2][column] = rows[2][column][:300] if content == "truncated" else content
-    message = error_of(write(tmp_path / "a.parquet", rows), tokenizer, 2)
-    assert f"a.parquet: row 2: {column} cannot be decoded as an image" in message
-
-
-@pytest.mark.parametrize("content, reason", [
-    (b"", "not a .npy array"),
-    (b"no array", "not a .npy array"),
-    (npy(np.zeros((4, 4)))[:-8], "not a .npy array"),
-    (npy(np.zeros((4, 4, 1))), "(height, width)"),
-    (npy(np.zeros((0, 4))), "(height, width)"),
-    (npy(np.array([["a"]])), "(height, width)"),
-])
-def test_a_mask_that_cannot_be_read_is_named(tmp_path, tokenizer, content, reason):
-    rows = [make_row(i) for i in range(3)]
-    rows[1]["segmentation"] = content
-    message = error_of(write(tmp_path / "a.parquet", rows), tokenizer, 1)
-    assert "a.parquet: row 1: segmentation" in message and reason in message
-
-
-class Payload:
-    """Unpickling this creates a file."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-def test_a_pickle_in_a_mask_is_refused_and_never_run(tmp_path, tokenizer):
-    trap = tmp_path / "trap"
-    array = np.empty((1, 1), object)
-    array[0, 0] = Payload(trap)
-    for content in (npy(array), pickle.dumps(Payload(trap))):
-        message = error_of(
-            write(tmp_path / "a.parquet", [make_row(0) | {"segmentation": content}]), tokenizer, 0)
-        assert "a.parquet: row 0: segmentation is not a .npy array" in message
-    assert not trap.exists()
-    pickle.loads(pickle.dumps(Payload(trap)))
-    assert trap.exists()  # the trap was a working one
-
-
-def test_an_error_in_a_loading_process_keeps_its_sentence(tmp_path, tokenizer):
-    rows = [make_row(0), make_row(1) | {"visible_image": b"no image"}]
-    dataset = MMRISDataset(write(tmp_path / "a.parquet", rows), tokenizer, 40)
-    with pytest.raises(InputError, match=r"a\.parquet: row 1: visible_image cannot be decoded"):
-        list(DataLoader(dataset, num_workers=1, collate_fn=collate))
-
-
-def test_rows_beyond_the_end_are_refused_and_iteration_ends(tmp_path, tokenizer):
-    dataset = MMRISDataset(write(tmp_path / "a.parquet", [make_row(i) for i in range(3)]), tokenizer, 40)
-    assert [sample["row"] for sample in dataset] == [0, 1, 2]
-    for row in (3, -1):
-        with pytest.raises(IndexError):
-            dataset[row]

@@ -1,0 +1,139 @@
+"""The small columns of a data set, and what is wrong with them."""
+import logging
+import operator
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from utils.errors import InputError
+
+from .parquet_rows import first_line, open_parquet
+
+TEXT = ("image_name", "question")
+
+logger = logging.getLogger(__name__)
+
+
+class Column(Sequence):
+    """Values of many rows in one Arrow array, which behaves like a list of them; slices are lists.
+
+    Processes that load share its memory, where a list of Python objects would be copied bit by bit into each of them,
+    and takes several times as much.
+    """
+
+    def __init__(self, values: pa.Array):
+        self._values = values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, place):
+        if isinstance(place, slice):
+            return self._values[place].to_pylist()
+        return self._values[operator.index(place)].as_py()
+
+    def __iter__(self):
+        for start in range(0, len(self), 1024):
+            yield from self._values.slice(start, 1024).to_pylist()
+
+    def __eq__(self, other) -> bool:
+        if isinstance(other, Column):
+            return self._values.equals(other._values)
+        return list(self) == other
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        return f"Column of {len(self)}: {self[:3]} …"
+
+    def take(self, rows: np.ndarray) -> "Column":
+        """The values of `rows`, in their order."""
+        return Column(self._values.take(pa.array(rows)))
+
+
+def read_columns(path: str, files: list[str], byte_columns: list[str]) -> tuple[Column, Column, Column, dict[int, str]]:
+    """What is kept of a data set from its opening on. Also checks the schema of each file.
+
+    Args:
+        path: what the user named, for messages.
+        files: parquet files whose rows follow one another.
+        byte_columns: names of columns that must be there and hold bytes; they are not read.
+    Returns:
+        `image_name`, `question` and `index` of all rows; and for each row that lacks one of the texts (over all files,
+        from 0) what is wrong with it. A missing text reads as empty. The index of a row is its number if the column
+        is absent or does not tell the rows apart.
+    Raises:
+        InputError: columns are missing, of the wrong type or damaged, or there are no rows.
+    """
+    tables, problems, rows = [], {}, 0
+    for file in files:
+        table = _read_file(file, byte_columns)
+        for column in TEXT:
+            for row, reason in _missing(table[column], column):
+                problems.setdefault(rows + row, f"{file}: row {row}: {column} is empty ({reason})")
+        tables.append(table)
+        rows += len(table)
+    if not rows:
+        raise InputError(f"{path}: there are no rows in it")
+    names, questions = (
+        Column(pa.concat_arrays([chunk.fill_null("") for table in tables for chunk in table[column].chunks]))
+        for column in TEXT)
+    return names, questions, Column(_usable_indices(path, tables, rows)), problems
+
+
+def _read_file(file: str, byte_columns: list[str]) -> pa.Table:
+    """`image_name` and `question` as large strings, and `index` where there is one."""
+    parquet = open_parquet(file)
+    schema = parquet.schema_arrow
+    for columns, kinds, wanted in (
+        (TEXT, (pa.types.is_string, pa.types.is_large_string), "text"),
+        (byte_columns, (pa.types.is_binary, pa.types.is_large_binary), "bytes"),
+    ):
+        for column in columns:
+            if schema.names.count(column) != 1:
+                raise InputError(f"{file}: column {column} is missing; it has {', '.join(schema.names) or 'none'}")
+            kind = schema.field(column).type
+            if not any(is_kind(kind) for is_kind in kinds):
+                raise InputError(f"{file}: column {column} must hold {wanted}, not {kind}")
+    small = [*TEXT, "index"] if "index" in schema.names else list(TEXT)
+    try:
+        table = parquet.read(columns=small, use_threads=False)
+        for column in TEXT:
+            place = table.schema.get_field_index(column)
+            table = table.set_column(place, column, table[column].cast(pa.large_string()))
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{file}: columns {', '.join(small)} cannot be read ({first_line(error)}); "
+                         "the file is damaged, download or write it again") from error
+    return table
+
+
+def _missing(texts: pa.ChunkedArray, column: str):
+    """Rows without a text, and why. A name may be blank; without a sentence there is nothing to look for."""
+    for row in np.flatnonzero(texts.is_null().to_numpy()).tolist():
+        yield row, "null"
+    if column == "question":
+        blank = pc.equal(pc.utf8_trim_whitespace(texts), "").fill_null(False)
+        for row in np.flatnonzero(blank.to_numpy()).tolist():
+            yield row, "no words"
+
+
+def _usable_indices(path: str, tables: list[pa.Table], rows: int) -> pa.Array:
+    """The `index` columns as one array of int64, or the row numbers where they do not tell rows apart."""
+    numbers = pa.array(np.arange(rows))
+    columns = [table["index"] for table in tables if "index" in table.column_names]
+    if not columns:
+        return numbers
+    if len(columns) < len(tables):
+        problem = "is missing from some of the files"
+    elif not all(pa.types.is_integer(column.type) and not column.null_count for column in columns):
+        problem = "holds empty cells or something else than whole numbers"
+    else:
+        chunks = [chunk.cast(pa.int64(), safe=False) for column in columns for chunk in column.chunks]
+        values = pa.concat_arrays(chunks)
+        if len(pc.unique(values)) == rows:
+            return values
+        problem = "gives the same number to several rows"
+    logger.warning("%s: the index column %s; the row numbers are used instead", path, problem)
+    return numbers
