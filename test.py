@@ -97,7 +97,7 @@ def main() -> None:
     device = select_device(args.device)
     model, tokenizer = load(args, device)
     make_folder(args.out_dir, "--out_dir")
-    dataset = MMRISDataset(args.test_parquet, tokenizer, args.img_size, originals=True)
+    dataset = MMRISDataset(args.test_parquet, tokenizer, args.img_size, originals=True, bad_rows=args.bad_rows)
     if args.shuffle_text:
         dataset.shuffle_text(args.seed)
     samples = WithLumas(dataset) if args.fusion_metrics else dataset
