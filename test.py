@@ -91,7 +91,7 @@ def test(args: argparse.Namespace, device) -> None:
     main_process = distributed.rank() == 0
     model, tokenizer = load(args, device)
     make_folder(args.out_dir, "--out_dir")
-    dataset = MMRISDataset(args.test_parquet, tokenizer, args.img_size, originals=True)
+    dataset = MMRISDataset(args.test_parquet, tokenizer, args.img_size, originals=True, bad_rows=args.bad_rows)
     if args.shuffle_text:
         dataset.shuffle_text(args.seed)
     samples = WithLumas(dataset) if args.fusion_metrics else dataset

@@ -119,3 +119,42 @@ def test_flipping_averages_with_the_mirror_image(result, trained, tmp_path):
     assert read_metrics(tmp_path)["settings"]["tta"] == "flip"
     for path in (tmp_path / "fusion").iterdir():
         assert path.read_bytes() != (result.out_dir / "fusion" / path.name).read_bytes()
+
+
+def spoilt(parquet, path, rows):
+    """The file with visible images cut off in the middle."""
+    table = pq.read_table(parquet).to_pylist()
+    for row in rows:
+        table[row]["visible_image"] = table[row]["visible_image"][:500]
+    pq.write_table(pa.Table.from_pylist(table), path)
+    return path
+
+
+def test_rows_that_cannot_be_used_are_left_out_and_listed(result, trained, tmp_path):
+    parquet = spoilt(result.parquet, tmp_path / "spoilt.parquet", [2, 5])
+    found = run(trained, parquet, tmp_path / "out", "--bad_rows", "skip", "--fusion_metrics", "--text_ablation",
+                "-b", 1)  # so that a batch can be of nothing but bad rows
+    assert found.metrics["bad_rows"]["count"] == 2
+    assert ["row 2" in message or "row 5" in message for message in found.metrics["bad_rows"]["messages"]] == [True] * 2
+    assert "2 rows left out:" in found.stdout
+    assert all(message in found.stdout for message in found.metrics["bad_rows"]["messages"])
+    assert "Rows left out" in (tmp_path / "out" / "report.html").read_text()
+    good = [sample for row, sample in enumerate(result.samples) if row not in (2, 5)]
+    assert [{name: sample[name] for name in good[0]} for sample in found.samples] == good
+    assert found.metrics["num_samples"] == 5
+    assert found.metrics["mIoU"] == pytest.approx(np.mean([100 * float(sample["iou"]) for sample in good]), abs=1e-3)
+    assert len(list((tmp_path / "out" / "Binary").iterdir())) == 5
+
+
+def test_a_row_that_cannot_be_used_ends_the_run_unless_told_otherwise(result, trained, tmp_path):
+    parquet = spoilt(result.parquet, tmp_path / "spoilt.parquet", [2])
+    process = evaluate(trained, parquet, tmp_path / "out", ok=False)
+    assert process.returncode == 1
+    assert "row 2: visible_image" in process.stderr
+
+
+def test_a_set_without_a_single_good_row_has_no_metrics(result, trained, tmp_path):
+    parquet = spoilt(result.parquet, tmp_path / "spoilt.parquet", range(7))
+    process = evaluate(trained, parquet, tmp_path / "out", "--bad_rows", "skip", ok=False)
+    assert process.returncode == 1
+    assert "none of the rows can be used" in process.stderr
