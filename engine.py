@@ -26,12 +26,14 @@ class Progress:
     sums: dict[str, float] = field(default_factory=dict)  # of the loss terms, over the steps that were finite
     skipped: int = 0        # steps of this epoch that were not
     bad_in_a_row: int = 0
+    left_out: list[str] = field(default_factory=list)     # what is said of rows that could not be used, this epoch
     seconds: float = 0.0    # of training, in this epoch
     best: float = -math.inf
     history: list[dict] = field(default_factory=list)     # what log.jsonl holds
 
     def next_epoch(self) -> None:
         self.epoch, self.step, self.samples, self.sums, self.skipped, self.seconds = self.epoch + 1, 0, 0, {}, 0, 0.0
+        self.left_out = []
 
     def refit(self, step_samples: int) -> list[str]:
         """Count this epoch's steps as if each had had `step_samples` samples; what that changes, in words."""
@@ -55,6 +57,7 @@ class Readings:
         self.progress, self.scaler, self.dtype, self.max_bad_steps = progress, scaler, dtype, max_bad_steps
         self.steps: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         self.names: list[str] = []
+        self.left_out: list[str] = []  # messages about rows, since the latest reading
 
     def add(self, rows: torch.Tensor, terms: dict[str, torch.Tensor], norms: dict[str, torch.Tensor]) -> None:
         """Take a step's terms and the gradient norms of its networks; `rows` says what was in its batch."""
@@ -80,6 +83,12 @@ class Readings:
                     if not name.startswith("gradient"):
                         self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
         self.steps.clear()
+        if distributed.largest(len(self.left_out)):
+            messages = [message for share in distributed.gather(self.left_out) for message in share]
+            self.progress.left_out += messages
+            self.left_out = []
+            for message in messages:
+                _say(f"WARNING: left out: {message}")
         return named
 
     def _skipped(self, step: int, rows: torch.Tensor, bad: list[str]) -> None:
@@ -93,8 +102,13 @@ class Readings:
         if progress.bad_in_a_row >= self.max_bad_steps:
             raise InputError(f"{place}; this was number {progress.bad_in_a_row} in a row, and training stops; look at "
                              "these rows, lower --lr_seg and --lr_pf, or set --grad_clip")
-        if distributed.rank() == 0:
-            tqdm.write(f"WARNING: {place}; the step was skipped", file=sys.stdout)
+        _say(f"WARNING: {place}; the step was skipped")
+
+
+def _say(line: str) -> None:
+    """Print beside a progress bar."""
+    if distributed.rank() == 0:
+        tqdm.write(line, file=sys.stdout)
 
 
 def train_one_epoch(model, criterion, loader, optimizer, scheduler, scaler, device, progress: Progress, autosave, *,
@@ -133,9 +147,14 @@ def train_one_epoch(model, criterion, loader, optimizer, scheduler, scaler, devi
     clock, samples = time.perf_counter(), 0
     while progress.step < last:
         kept = [buffer.clone() for buffer in statistics]
-        rows, terms = [], {}
+        rows, terms, used = [], {}, 0
         for micro in range(accum):
             batch = next(batches)
+            readings.left_out += batch.get("bad", [])
+            used += len(batch["row"]) + len(batch.get("bad", []))
+            teaches = len(batch["row"]) > 0
+            if not teaches:  # other processes may be taking part in this step, so it is gone through all the same
+                batch = _any_batch(loader)
             vis, ir, input_ids, attention_mask = (batch[name].to(device, non_blocking=True) for name in INPUTS)
             target = batch["target"].to(device, non_blocking=True) if "target" in batch else None
             with distributed.without_averaging(model, micro < accum - 1):
@@ -143,7 +162,7 @@ def train_one_epoch(model, criterion, loader, optimizer, scheduler, scaler, devi
                     output = model(vis, ir, input_ids, attention_mask)
                 loss, parts = criterion(output, vis, ir, target)
                 finite = loss.detach() * 0 + 1  # 1, or NaN, which then reaches the gradients of every process
-                scaler.scale(loss * finite / accum).backward()
+                scaler.scale(loss * finite * teaches / accum).backward()
             rows.append(batch["row"])
             terms = {name: terms.get(name, 0) + value / accum for name, value in parts.items()}
 
@@ -163,7 +182,7 @@ def train_one_epoch(model, criterion, loader, optimizer, scheduler, scaler, devi
             ema.update(distributed.unwrap(model))
 
         progress.step += 1
-        used = distributed.world_size() * sum(map(len, rows))
+        used *= distributed.world_size()
         progress.samples, samples = progress.samples + used, samples + used
         readings.add(torch.cat(rows), terms, norms)
         bar.update()
@@ -183,6 +202,15 @@ def train_one_epoch(model, criterion, loader, optimizer, scheduler, scaler, devi
                 autosave.stop()
             clock, samples = time.perf_counter(), 0
     bar.close()
+
+
+def _any_batch(loader) -> dict:
+    """A batch of one usable row."""
+    for row in range(len(loader.dataset)):
+        batch = loader.collate_fn([loader.dataset[row]])
+        if len(batch["row"]):
+            return batch
+    raise InputError("none of the rows can be used; the messages about them say why")
 
 
 @torch.inference_mode()

@@ -26,6 +26,8 @@ def build_parser() -> argparse.ArgumentParser:
     data = parser.add_argument_group("data")
     data.add_argument("--train_parquet", default="./data/mm_ris_train.parquet", help="parquet file, or folder of them")
     data.add_argument("--val_parquet", default="./data/mm_ris_val.parquet", help="likewise, for validation")
+    data.add_argument("--bad_rows", choices=["stop", "skip"], default="stop",
+                      help="rows that cannot be used: stop at the first, or skip them and list them in the log")
     data.add_argument("--img_size", type=image_size, default=480, help="side of the square images, pixels, above 32")
     data.add_argument("-b", "--batch-size", type=count, default=16, help="samples in a step of each process")
     data.add_argument("-j", "--workers", type=at_least(0), default=16, help="processes that load data; 0: none")
@@ -145,7 +147,7 @@ def main() -> None:
 
     # After the command line is known to be good: these take seconds.
     from utils import distributed
-    from utils.autosave import Stopped
+    from utils.autosave import Stopped, end_workers
     from utils.device import allow_tf32, is_out_of_memory, seed_everything, select_device
 
     device = select_device(args.device, distributed.local_rank())
@@ -172,6 +174,8 @@ def main() -> None:
             f"out of memory with {args.batch_size} samples of {args.img_size}×{args.img_size} pixels on {device}; "
             "lower -b (and raise --grad-accum-steps by the same factor), set --amp or --grad-checkpointing, or lower "
             "--img_size") from error
+    finally:
+        end_workers()
     distributed.stop()
 
 
@@ -272,8 +276,8 @@ def train(args: argparse.Namespace, device) -> None:
         start = decay(progress.epoch * epoch_steps)
         progress.history.append({
             "epoch": progress.epoch, **progress.means(), "lr_seg": args.lr_seg * start, "lr_pf": args.lr_pf * start,
-            **metrics, "skipped_steps": progress.skipped, "seconds": progress.seconds,
-            "samples_per_second": progress.samples / progress.seconds})
+            **metrics, "skipped_steps": progress.skipped, "left_out": sorted(progress.left_out),
+            "seconds": progress.seconds, "samples_per_second": progress.samples / progress.seconds})
         log.info("epoch %d: loss %.4f, %s, %.1f samples/s", progress.epoch, progress.history[-1]["total"], ", ".join(
             f"{name} {metrics[name]:.4g}" for name in ("mIoU", "oIoU", "val_total") if name in metrics),
             progress.history[-1]["samples_per_second"])
@@ -316,6 +320,7 @@ def validate(args: argparse.Namespace, model, criterion, loader, device, dtype, 
     from utils import distributed
     from utils.draw import SampleSheet
 
+    bad = []
     sheet = SampleSheet(loader.dataset.questions, VALIDATION_PICTURES)
 
     def on_batch(batch, output):
@@ -326,7 +331,9 @@ def validate(args: argparse.Namespace, model, criterion, loader, device, dtype, 
     if args.train_fuser_only:
         metrics = evaluate_fusion(model, criterion, loader, device, on_batch, dtype)
     else:
-        metrics, _ = evaluate(model, loader, device, on_batch=on_batch, dtype=dtype)
+        metrics, _ = evaluate(model, loader, device, on_batch=on_batch, bad=bad, dtype=dtype)
+    for message in bad:
+        log.warning("WARNING: left out: %s", message)
     sheet.rows = [row for rows in distributed.gather(sheet.rows) for row in rows]
     return metrics, sheet.page()
 
@@ -387,11 +394,11 @@ def build_loaders(args: argparse.Namespace, tokenizer, device):
         return torch.utils.data.DataLoader(dataset, sampler=sampler, generator=torch.Generator(), **options)
 
     masks = not args.train_fuser_only
-    val_set = MMRISDataset(args.val_parquet, tokenizer, args.img_size, masks=masks)
+    val_set = MMRISDataset(args.val_parquet, tokenizer, args.img_size, masks=masks, bad_rows=args.bad_rows)
     val_loader = loader(val_set, share(len(val_set), rank, world_size))
     if args.eval_only:
         return None, val_loader
-    train_set = MMRISDataset(args.train_parquet, tokenizer, args.img_size, masks=masks)
+    train_set = MMRISDataset(args.train_parquet, tokenizer, args.img_size, masks=masks, bad_rows=args.bad_rows)
     step_samples = args.batch_size * args.grad_accum_steps * world_size
     if len(train_set) < step_samples:
         raise InputError(f"{args.train_parquet} has {len(train_set)} rows, fewer than the {step_samples} of one step; "

@@ -228,7 +228,7 @@ def test_a_damaged_row_is_named_whichever_process_reads_it(scenes, tmp_path):
     images[3] = images[3][:50]
     place = table.schema.get_field_index("infrared_image")
     pq.write_table(table.set_column(place, "infrared_image", pa.array(images, pa.binary())), tmp_path / "bad.parquet")
-    for workers in (0, 1):
+    for workers in (0, 2):
         result = train(scenes, tmp_path / "out", "--train_parquet", tmp_path / "bad.parquet", "-j", workers, ok=False)
         assert result.returncode == 1
         assert result.stderr.strip().splitlines()[-1].startswith(
@@ -252,3 +252,19 @@ def test_curves_of_several_runs_are_drawn_side_by_side(trained, tmp_path):
     result = script("utils/plot_log.py", tmp_path, ok=False)
     assert result.returncode == 2
     assert "there is no log.jsonl" in result.stderr
+
+
+def test_rows_that_cannot_be_used_are_left_out_and_listed(scenes, tmp_path):
+    """With -b 1 whole batches are empty, which must not end the run."""
+    table = pq.read_table(scenes / "mm_ris_train.parquet")
+    images = table.column("infrared_image").to_pylist()
+    images[3], images[5] = images[3][:50], b"no picture"
+    place = table.schema.get_field_index("infrared_image")
+    pq.write_table(table.set_column(place, "infrared_image", pa.array(images, pa.binary())), tmp_path / "bad.parquet")
+    for size in (4, 1):
+        result = train(scenes, tmp_path / str(size), "--train_parquet", tmp_path / "bad.parquet", "--bad_rows", "skip",
+                       "-b", size, "--epochs", 1, "--eval_vis_dir", "")
+        epoch, = epochs_of(tmp_path / str(size))
+        assert [message.split(": infrared_image")[0] for message in epoch["left_out"]] == [
+            f"{tmp_path / 'bad.parquet'}: row {row}" for row in (3, 5)]
+        assert result.stdout.count("WARNING: left out: ") == 2

@@ -1,4 +1,5 @@
 """When to save between epochs, and what to do when somebody asks the run to stop."""
+import multiprocessing
 import signal
 import time
 
@@ -62,6 +63,13 @@ class Autosave:
     def stop(self) -> None:
         """Raise Stopped; where only another process had a signal, that counts as SIGTERM."""
         raise Stopped(self.signal or signal.SIGTERM)
+
+
+def end_workers() -> None:
+    """Kill the processes that load data, if an error has left any; they ignore the signal that Python would send."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would take their end for another error
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def leave_signals_to_the_parent(_worker: int = 0) -> None:
