@@ -50,7 +50,7 @@ def open_parquet(file: str, metadata: pq.FileMetaData | None = None) -> pq.Parqu
         # again, whereas mapped pages count as its memory until the whole file does.
         return pq.ParquetFile(file, metadata=metadata, buffer_size=STREAM_BUFFER, pre_buffer=False)
     except PermissionError as error:
-        raise InputError(f"{file}: this file may not be read ({error.strerror}); give yourself the right to") from error
+        raise InputError(f"{file}: it may not be read (Permission denied); change its permissions") from error
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{file}: this is not a parquet file, or it is incomplete ({first_line(error)}); "
                          "download or write it again") from error

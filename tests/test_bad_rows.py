@@ -12,7 +12,7 @@ import torch
 from rows import encode, error_of, make_row, npy, tiny_tokenizer, write
 from torch.utils.data import DataLoader
 
-from data import BadRow, MMRISDataset, collate
+from data import BadRow, MMRISDataset, collate, parquet_rows
 from utils.errors import InputError
 
 
@@ -270,11 +270,32 @@ def test_good_batches_say_that_nothing_was_left_out(tmp_path, tokenizer):
         assert collate([dataset[0], dataset[1]])["bad"] == []
 
 
-def test_damage_within_a_file_costs_only_the_rows_it_lies_in(tmp_path, tokenizer):
+@pytest.mark.parametrize("streamed", [False, True])
+def test_damage_within_a_file_costs_only_the_rows_it_lies_in(tmp_path, tokenizer, monkeypatch, streamed):
+    if streamed:
+        monkeypatch.setattr(parquet_rows, "FEW_ROWS", 2)
+        monkeypatch.setattr(parquet_rows, "WINDOW_BYTES", 1)
     path = damaged(tmp_path / "a.parquet")
     dataset = MMRISDataset(path, tokenizer, 40, bad_rows="skip")
     assert [row for row in range(8) if isinstance(dataset[row], BadRow)] == [4, 5, 6, 7]
     assert "a.parquet: row 5 cannot be read" in dataset[5].message
+
+
+def test_damage_late_in_a_large_row_group_leaves_the_rows_before_it(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(parquet_rows, "FEW_ROWS", 2)
+    monkeypatch.setattr(parquet_rows, "WINDOW_BYTES", 1)
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.Table.from_pylist([make_row(i) for i in range(12)]), path, compression="gzip",
+                   use_dictionary=False, write_batch_size=1, data_page_size=1)  # a page for every row
+    column = pq.ParquetFile(path).metadata.row_group(0).column(2)
+    content = bytearray(path.read_bytes())
+    end = column.data_page_offset + column.total_compressed_size
+    content[end - column.total_compressed_size // 4:end] = bytes(column.total_compressed_size // 4)
+    path.write_bytes(content)
+    dataset = MMRISDataset(str(path), tokenizer, 40, bad_rows="skip")
+    bad = [row for row in range(12) if isinstance(dataset[row], BadRow)]
+    assert 11 in bad and 0 not in bad and 5 not in bad
+    assert not isinstance(dataset[0], BadRow) and isinstance(dataset[11], BadRow)
 
 
 def test_bad_sentences_are_not_swapped_into_good_rows(spoilt, tokenizer):

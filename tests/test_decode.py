@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 from rows import encode, npy
 
+from data import decode
 from data.decode import decode_image, decode_mask, decode_pixels
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (21, 34, 4), dtype=np.uint8)
@@ -47,6 +48,13 @@ def test_memory_is_used_again_only_where_it_fits():
     assert np.shares_memory(first, again) and np.array_equal(again[..., :3], as_pillow(small))
     other = decode_pixels(large, again)
     assert not np.shares_memory(other, again) and np.array_equal(other[..., :3], as_pillow(large))
+
+
+def test_more_pixels_than_the_limit_are_refused_before_they_are_decoded(monkeypatch):
+    monkeypatch.setattr(decode, "MAX_PIXELS", 100)
+    for read, content in ((decode_image, encode(COLOURS, "JPEG", "RGB")), (decode_mask, npy(GREY))):
+        with pytest.raises(ValueError, match="more than"):
+            read(content)
 
 
 def test_an_exif_rotation_leaves_the_pixels_as_they_are_stored():

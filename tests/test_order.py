@@ -82,3 +82,18 @@ def test_one_large_row_group_is_read_from_front_to_back_with_neighbours_mixed(re
         window = order[start:stop].tolist()
         assert sorted(window) == list(range(start, stop))
     assert order.tolist() != list(range(60))
+
+
+def test_parts_of_a_large_row_group_are_never_mixed_with_other_rows():
+    class Mixed:  # as `ParquetRows.windows` gives it: ten row groups of 3 rows, between them one in four parts
+        def windows(self):
+            small = [[(start, start + 3, 10)] for start in range(0, 30, 3)]
+            return [*small[:5], [(30 + start, 35 + start, 20) for start in range(0, 20, 5)], *small[5:]]
+
+    for epoch in range(5):
+        order = epoch_order(Mixed(), 0, epoch).tolist()
+        places = sorted(order.index(row) for row in range(30, 50))
+        assert sorted(order) == list(range(50)) and places == list(range(places[0], places[0] + 20))
+        for part in range(4):
+            start = places[0] + 5 * part
+            assert sorted(order[start:start + 5]) == list(range(30 + 5 * part, 35 + 5 * part))
