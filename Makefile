@@ -1,12 +1,13 @@
 # make demo    train and evaluate a small model on synthetic scenes; results in runs/demo/
 # make test    run the test suite          make lint    check the style
+# make bench-data    measure how fast data are read, and the memory that takes
 # Each installs requirements.txt into .venv first, once. PYTHON=python3.12 picks another interpreter.
 
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint bench-data install clean
 
 install: .venv/installed
 
@@ -39,6 +40,10 @@ test: install
 
 lint: install
 	$(BIN)/ruff check .
+
+bench-data: install
+	mkdir -p runs
+	$(BIN)/python benchmarks/bench_data.py --out runs/bench_data.json
 
 clean:
 	rm -rf runs .pytest_cache .ruff_cache
