@@ -165,9 +165,8 @@ def load_lavt_one(model: nn.Module, path: str, with_head: bool) -> None:
     """
     flag = "--init_from_lavt_one"
     tensors = _part(read(path, flag), "model", path, flag)
-    parts = {"text_encoder": model.text_encoder}
-    if model.segmenter is not None:
-        parts["backbone"] = model.segmenter.backbone
+    parts = {} if model.segmenter is None else {"backbone": model.segmenter.backbone}
+    parts["text_encoder"] = model.text_encoder
     if with_head:
         parts["classifier"] = model.segmenter.classifier
     for prefix, module in parts.items():
