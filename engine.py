@@ -248,17 +248,23 @@ def evaluate(model, loader, device, thresholds=THRESHOLDS, on_batch=None, bad: l
 
 
 @torch.inference_mode()
-def evaluate_fusion(model, criterion, loader, device, on_batch=None, dtype=None) -> dict[str, float]:
-    """The means of the loss terms over all samples, named `val_` and the term; for a model without segmenter."""
+def evaluate_fusion(model, criterion, loader, device, on_batch=None, bad: list[str] | None = None, dtype=None
+                    ) -> dict[str, float]:
+    """The means of the loss terms over all samples, named `val_` and the term; for a model without segmenter.
+
+    Arguments and errors as for `evaluate`.
+    """
     model.eval()
-    sums, count = {}, 0
-    for batch, output in _outputs(model, loader, device, dtype, []):
+    sums, count, messages = {}, 0, []
+    for batch, output in _outputs(model, loader, device, dtype, messages):
         vis, ir = batch["vis"].to(device), batch["ir"].to(device)
         for name, value in criterion(output, vis, ir, None)[1].items():
             sums[name] = sums.get(name, 0.0) + float(value) * len(vis)
         count += len(vis)
         if on_batch is not None:
             on_batch(batch, output)
+    if bad is not None:
+        bad += [message for share in distributed.gather(messages) for message in share]
     shares = distributed.gather((sums, count))
     count = sum(share for _, share in shares)
     if not count:

@@ -43,6 +43,7 @@ def result_names(pairs: list, texts: list[str]) -> list[list[str]]:
     from utils.results import file_stem, unique_names
 
     words = [re.sub(r"\W+", "_", text)[:60].strip("_") or "text" for text in texts]
+    words = unique_names(words, list(range(1, len(words) + 1)))
     stems = [file_stem(f"{pair.name}-{word}") for pair in pairs for word in words]
     names = unique_names(stems, list(range(1, len(stems) + 1)))
     return [names[i : i + len(texts)] for i in range(0, len(names), len(texts))]

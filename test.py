@@ -65,14 +65,18 @@ def main() -> None:
 
     # After the command line is known to be good: these take seconds.
     from utils import distributed
+    from utils.autosave import end_workers
     from utils.device import select_device
 
     device = select_device(args.device, distributed.local_rank())
     distributed.start(device, args.dist_timeout)
     logging.basicConfig(level=logging.INFO if distributed.rank() == 0 else logging.ERROR, format="%(message)s",
                         stream=sys.stdout)
-    with distributed.peers_watched(args.dist_timeout):
-        test(args, device)
+    try:
+        with distributed.peers_watched(args.dist_timeout):
+            test(args, device)
+    finally:
+        end_workers()
     distributed.stop()
 
 
@@ -84,6 +88,7 @@ def test(args: argparse.Namespace, device) -> None:
     from data.lumas import WithLumas
     from engine import INPUTS, evaluate
     from utils import ablation, distributed, fusion_metrics, report
+    from utils.autosave import leave_signals_to_the_parent
     from utils.draw import SampleSheet
     from utils.metrics import sample_iou, usable_rows
     from utils.results import ResultWriter, set_aside, write_json, write_samples
@@ -98,7 +103,8 @@ def test(args: argparse.Namespace, device) -> None:
     rows = torch.utils.data.Subset(samples, range(min(args.limit or len(dataset), len(dataset))))
     loader = torch.utils.data.DataLoader(
         rows, batch_size=args.batch_size, num_workers=args.workers, collate_fn=collate,
-        sampler=share(len(rows), distributed.rank(), distributed.world_size()))
+        sampler=share(len(rows), distributed.rank(), distributed.world_size()),
+        worker_init_fn=leave_signals_to_the_parent)
 
     def with_sentences(batch, sentences):
         batch = batch | dict(zip(("input_ids", "attention_mask"), tokenizer(sentences), strict=True))

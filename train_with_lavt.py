@@ -1,6 +1,7 @@
 """Train RIS-FUSION: text encoder, fuser and LAVT together. A plain run is the published recipe."""
 import argparse
 import logging
+import math
 import os
 import shlex
 import sys
@@ -128,6 +129,8 @@ def parse_args() -> argparse.Namespace:
     if args.train_fuser_only and (args.freeze_bert or args.freeze_backbone or args.load_lavt_head):
         parser.error("argument --train_fuser_only: leave out --freeze_bert, --freeze_backbone and --load_lavt_head; "
                      "BERT stays as it is anyway, and there is no LAVT")
+    if args.train_fuser_only and not args.lambda_prefusion:
+        parser.error("argument --lambda_prefusion: at 0 there is nothing for --train_fuser_only to learn from")
     if args.torchcompile and args.grad_checkpointing:
         parser.error("argument --torchcompile: cannot be combined with --grad-checkpointing")
     args.resume = find_resume(args.resume, args.output_dir)
@@ -219,13 +222,7 @@ def train(args: argparse.Namespace, device) -> None:
     # Where it stands
     rows, step_samples = len(train_loader.dataset), train_loader.sampler.step_samples
     epoch_steps = rows // step_samples
-    progress = Progress(**state["progress"]) if state else Progress()
-    changes = []
-    if state:
-        changes = training_state.differences(checkpoint.stored_args(content), vars(args), state["rows"], rows)
-        changes += progress.refit(step_samples)
-        training_state.restore_optimizer(optimizer, state["optimizer"], args.resume)
-        scaler.load_state_dict(state["scaler"])
+    progress, changes = restore(args, content, optimizer, scaler, rows, step_samples) if state else (Progress(), [])
 
     def decay(step: int) -> float:
         return max(1 - step / (args.epochs * epoch_steps), 0) ** 0.9
@@ -256,9 +253,7 @@ def train(args: argparse.Namespace, device) -> None:
     seed_everything(args.seed + distributed.rank())  # dropout differs between processes
     if state:
         changes += training_state.restore_random(state["random"], device)
-        for change in changes:
-            log.warning("WARNING: the run goes on otherwise than it began: %s", change)
-        log.info("%s: going on at epoch %d, step %d", args.resume, progress.epoch, progress.step)
+        tell_resumed(args, progress, changes)
 
     while progress.epoch < args.epochs:
         train_loader.sampler.set_epoch(progress.epoch, start=progress.samples)
@@ -270,16 +265,18 @@ def train(args: argparse.Namespace, device) -> None:
 
         weights = ema.module if ema else model
         distributed.share_buffers(weights)
-        metrics, page = validate(args, weights, criterion, val_loader, device, dtype, autosave.check)
+        metrics, page, bad = validate(args, weights, criterion, val_loader, device, dtype, autosave.check)
         score = -metrics["val_total"] if args.train_fuser_only else metrics["oIoU"]
         better, progress.best = score > progress.best, max(score, progress.best)
         start = decay(progress.epoch * epoch_steps)
         progress.history.append({
             "epoch": progress.epoch, **progress.means(), "lr_seg": args.lr_seg * start, "lr_pf": args.lr_pf * start,
             **metrics, "skipped_steps": progress.skipped, "left_out": sorted(progress.left_out),
-            "seconds": progress.seconds, "samples_per_second": progress.samples / progress.seconds})
+            "validation_left_out": sorted(bad), "seconds": progress.seconds,
+            "samples_per_second": progress.samples / progress.seconds})
         log.info("epoch %d: loss %.4f, %s, %.1f samples/s", progress.epoch, progress.history[-1]["total"], ", ".join(
-            f"{name} {metrics[name]:.4g}" for name in ("mIoU", "oIoU", "val_total") if name in metrics),
+            f"{name} {metrics[name]:.{digits}f}" for name, digits in (("mIoU", 2), ("oIoU", 2), ("val_total", 4))
+            if name in metrics),
             progress.history[-1]["samples_per_second"])
         progress.next_epoch()
         record.epoch(progress.history, page, scheduler.last_epoch)
@@ -291,9 +288,35 @@ def train(args: argparse.Namespace, device) -> None:
         autosave.save()
 
     record.close()
-    log.info("%d epochs are done; best %s, in %s", args.epochs, f"fusion loss {-progress.best:.4f}"
+    log.info("%d of %d epochs are done; best %s, in %s", progress.epoch, args.epochs, f"val_total {-progress.best:.4f}"
              if args.train_fuser_only else f"overall IoU {progress.best:.2f}",
              os.path.join(args.output_dir, f"model_best_{args.model_id}.pth"))
+
+
+def restore(args: argparse.Namespace, content: dict, optimizer, scaler, rows: int, step_samples: int):
+    """Fill optimizer and scaler from a checkpoint; return its progress and, in words, what is not as it was."""
+    from engine import Progress
+    from utils import checkpoint, training_state
+
+    state = content["training"]
+    progress = Progress(**state["progress"])
+    changes = training_state.differences(checkpoint.stored_args(content), vars(args), state["rows"], rows)
+    changes += progress.refit(step_samples)
+    training_state.restore_optimizer(optimizer, state["optimizer"], args.resume)
+    scaler.load_state_dict(state["scaler"])
+    if not os.path.isfile(os.path.join(args.output_dir, f"model_best_{args.model_id}.pth")):
+        progress.best = -math.inf  # the best so far lies in another folder: this one gets one of its own
+    return progress, changes
+
+
+def tell_resumed(args: argparse.Namespace, progress, changes: list[str]) -> None:
+    """Say where the run goes on, and in what it differs."""
+    for change in changes:
+        log.warning("WARNING: the run goes on otherwise than it began: %s", change)
+    if progress.epoch < args.epochs:
+        log.info("%s: going on at epoch %d, step %d", args.resume, progress.epoch, progress.step)
+    else:
+        log.info("%s: this run is finished; raise --epochs for more", args.resume)
 
 
 def evaluate_only(args: argparse.Namespace, device) -> None:
@@ -308,14 +331,14 @@ def evaluate_only(args: argparse.Namespace, device) -> None:
     model, tokenizer = build_networks(args)
     checkpoint.load_parts(model, content, args.resume)
     _, loader = build_loaders(args, tokenizer, device)
-    metrics, _ = validate(args, model.to(device), build_criterion(args), loader, device,
+    metrics, _, _ = validate(args, model.to(device), build_criterion(args), loader, device,
                           getattr(torch, args.amp_dtype) if args.amp else None)
     if distributed.rank() == 0:
-        print(table(metrics))
+        print(f"{args.resume} on {args.val_parquet}\n{table(metrics)}")
 
 
 def validate(args: argparse.Namespace, model, criterion, loader, device, dtype, check=None):
-    """The validation metrics, and the first samples as a contact sheet, (H, W, 3) uint8."""
+    """The validation metrics, the first samples as a contact sheet, (H, W, 3) uint8, and messages on rows left out."""
     from engine import evaluate, evaluate_fusion
     from utils import distributed
     from utils.draw import SampleSheet
@@ -329,13 +352,13 @@ def validate(args: argparse.Namespace, model, criterion, loader, device, dtype, 
             check()
 
     if args.train_fuser_only:
-        metrics = evaluate_fusion(model, criterion, loader, device, on_batch, dtype)
+        metrics = evaluate_fusion(model, criterion, loader, device, on_batch, bad, dtype)
     else:
         metrics, _ = evaluate(model, loader, device, on_batch=on_batch, bad=bad, dtype=dtype)
     for message in bad:
         log.warning("WARNING: left out: %s", message)
     sheet.rows = [row for rows in distributed.gather(sheet.rows) for row in rows]
-    return metrics, sheet.page()
+    return metrics, sheet.page(), bad
 
 
 def build_networks(args: argparse.Namespace):
@@ -473,7 +496,10 @@ def resuming_command() -> str:
         if former != "--resume" and word.split("=")[0] != "--resume":
             words.append(word)
         former = word
-    launcher = "torchrun …" if "TORCHELASTIC_RUN_ID" in os.environ else "python"
+    launcher = "python"
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        one_node = os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]
+        launcher = f"torchrun --nproc_per_node={os.environ['WORLD_SIZE']}" if one_node else "torchrun … (as before)"
     return f"{launcher} {shlex.join(words)} --resume auto"
 
 

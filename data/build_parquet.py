@@ -43,6 +43,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.add_argument(f"--{folder}", metavar="DIR", help=f"default: {folder}/ beside TABLE")
     parser.add_argument("--split", type=proportions, metavar="TRAIN,VAL,TEST",
                         help="shares of the images, as in 0.8,0.1,0.1; no image gets into two parts")
+    parser.add_argument("--overwrite", action="store_true", help="replace parquet files that are there already")
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="K", help="of --split (default: 0)")
     return parser.parse_args(arguments)
 
@@ -67,6 +68,10 @@ def main(arguments: list[str] | None = None) -> None:
         if not os.path.isdir(os.path.dirname(os.path.abspath(args.out))) or os.path.isdir(args.out):
             raise UsageError(f"--out: {args.out} is not a file name in an existing folder")
         outs = [args.out]
+
+    there = [out for out in outs if os.path.exists(out)]
+    if there and not args.overwrite:
+        raise UsageError(f"--out: {there[0]} is there already; choose another place, or --overwrite")
 
     from data.building import build
 

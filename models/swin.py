@@ -90,6 +90,7 @@ class Stage(nn.Module):
     def forward(self, x: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, H, W, dim), text (B, text_dim, T), mask (B, T) to the residual r (B, H, W, dim) and the next x."""
         _, height, width, _ = x.shape
+        x = x.float()  # under autocast, too, what the residuals are added to keeps float32
         between_regions = shift_mask(height, width, self.window, self.window // 2, like=x)
         for block in self.blocks:
             x = recompute(block, x, between_regions) if self.grad_checkpointing else block(x, between_regions)

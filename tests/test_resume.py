@@ -130,7 +130,7 @@ def test_the_same_steps_are_not_told_to_tensorboard_twice(undisturbed, scenes, t
 
 def test_nothing_to_resume_starts_anew_and_a_finished_run_ends_at_once(undisturbed, scenes, tmp_path):
     result = train(scenes, undisturbed, *LENGTH, "--resume", "auto")
-    assert "3 epochs are done" in result.stdout and "step/s" not in result.stdout
+    assert "this run is finished; raise --epochs" in result.stdout and "step/s" not in result.stdout
     result = train(scenes, tmp_path, "--epochs", 1, "--resume", "auto")
     assert "going on" not in result.stdout and len(record(tmp_path)) == 1
 
@@ -138,10 +138,11 @@ def test_nothing_to_resume_starts_anew_and_a_finished_run_ends_at_once(undisturb
 def test_what_differs_from_the_run_so_far_is_said(undisturbed, scenes, tmp_path):
     result = train(scenes, tmp_path, *LENGTH, "--epochs", 4, "--lr_seg", 2e-4, "-b", 8, "--resume",
                    undisturbed / "last.pth")
-    for words in ("--epochs is 4, it was 3", "--lr_seg is 0.0002, it was 0.001", "--batch_size is 8, it was 4"):
+    for words in ("epochs is 4, it was 3", "lr_seg is 0.0002, it was 0.001", "batch_size is 8, it was 4"):
         assert f"WARNING: the run goes on otherwise than it began: {words}" in result.stdout
     assert len(record(tmp_path)) == 4
     assert record(tmp_path)[3]["lr_seg"] == pytest.approx(2e-4 * 0.25 ** 0.9)
+    assert (tmp_path / "model_best_lavt.pth").exists()  # though an earlier epoch, in the other folder, may be better
 
 
 def test_a_file_that_cannot_be_resumed_is_named(undisturbed, scenes, tmp_path):

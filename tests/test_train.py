@@ -211,6 +211,7 @@ def test_starting_anew_in_a_folder_keeps_the_earlier_run(scenes, tmp_path):
     (["--swin_typ", "micro"], 2, "unrecognized arguments"),
     (["-b", 17], 1, "has 16 rows, fewer than the 17 of one step"),
     (["--train_fuser_only", "--freeze_bert"], 2, "leave out --freeze_bert"),
+    (["--train_fuser_only", "--lambda_prefusion", "0"], 2, "nothing for --train_fuser_only to learn from"),
     (["--torchcompile", "--grad-checkpointing"], 2, "cannot be combined"),
     (["--model-ema-decay", "1"], 2, "--model-ema-decay: must be below 1"),
     (["--grad-accum-steps", "5"], 1, "fewer than the 20 of one step"),

@@ -82,6 +82,9 @@ def load_parts(model: nn.Module, content: dict, path: str) -> None:
     Raises:
         InputError: one is absent or does not fit.
     """
+    if model.segmenter is not None and "model" not in content and "prefusion_model" in content:
+        raise InputError(f"--resume: {path} holds a fuser without LAVT, as --train_fuser_only leaves it; set that "
+                         "flag, or start a joint run from it with --ck_prefusion")
     for key, name in PARTS.items():
         if getattr(model, name) is not None:
             load_strictly(getattr(model, name), _part(content, key, path, "--resume"), f"--resume: {key!r} in {path}")

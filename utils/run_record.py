@@ -90,7 +90,7 @@ class RunRecord:
                     replacing(os.path.join(self.pictures, f"epoch_{entry['epoch']:03d}.png")) as path:
                 Image.fromarray(sheet).save(path, format="png")
         self._scalars({f"validation/{name}": value for name, value in entry.items() if name.startswith(
-            ("mIoU", "oIoU", "val_"))}, step)
+            ("mIoU", "oIoU", "cIoU", "Precision", "Recall", "F1", "precision@", "val_"))}, step)
         if sheet is not None:
             self._tell_board(lambda board: board.add_image("validation", sheet, step, dataformats="HWC"))
         self._tell_board(lambda board: board.flush())

@@ -31,8 +31,8 @@ def unpack(content: dict, path: str) -> dict:
     """
     state = content.get("training")
     if not isinstance(state, dict) or not {"progress", "optimizer", "scaler", "random", "rows"} <= state.keys():
-        raise InputError(f"--resume: {path} holds weights but no state of a training run; to start from its weights, "
-                         "name it with --ck_prefusion, or its LAVT with --init_from_lavt_one")
+        raise InputError(f"--resume: {path} holds weights but no state of a training run, as last.pth does; to start a "
+                         "new run from them, name it with --ck_prefusion for its fuser")
     return state
 
 
@@ -66,7 +66,7 @@ def restore_random(states: list[dict], device: torch.device) -> list[str]:
 
 def differences(then: dict, now: dict, rows_then: int, rows_now: int) -> list[str]:
     """What of the command line and the data is not as it was, in words; flags in FREE are not looked at."""
-    changes = [f"--{name} is {value!r}, it was {then[name]!r}" for name, value in now.items()
+    changes = [f"{name} is {value!r}, it was {then[name]!r}" for name, value in now.items()
                if name not in FREE and name in then and then[name] != value]
     if rows_then != rows_now:
         changes.append(f"the training set has {rows_now} rows, it had {rows_then}; what is left of the epoch is drawn "
