@@ -56,5 +56,6 @@ class LAVT(nn.Module):
         self.classifier = Decoder(embed_dim)
 
     def forward(self, image: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """image (B, 3, H, W) standardised, text (B, T, text_dim), mask (B, T) to logits (B, 2, H, W)."""
-        return upsample(self.classifier(self.backbone(image, text, mask)), image.shape[-2:])
+        """image (B, 3, H, W) standardised, text (B, T, text_dim), mask (B, T) to logits (B, 2, H, W) float32."""
+        logits = self.classifier(self.backbone(image, text, mask))
+        return upsample(logits.float(), image.shape[-2:])  # under autocast, too: outlines lie between coarse pixels

@@ -1,4 +1,5 @@
 """PWAM, the pixel–word attention of LAVT (Yang et al., CVPR 2022), which lets every Swin stage see the sentence."""
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,7 +24,15 @@ class SpatialImageLanguageAttention(nn.Module):
         self.W = nn.Sequential(nn.Conv1d(dim, dim, 1), nn.InstanceNorm1d(dim))
 
     def forward(self, x: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """x (B, dim, N), text (B, text_dim, T), mask (B, T) in x's dtype to (B, dim, N)."""
+        """x (B, dim, N), text (B, text_dim, T), mask (B, T) to (B, dim, N) float32, under autocast, too.
+
+        InstanceNorm takes the mean away from maps that differ little between pixels. What is left of them is the
+        sentence's say in the matter, and less than 16-bit floats can hold.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            return self._attend(x.float(), text.float(), mask.float())
+
+    def _attend(self, x: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         words = mask[:, None, :]
         query, key, value = (self._split_heads(projected) for projected in (
             self.f_query(x), self.f_key(text) * words, self.f_value(text) * words))

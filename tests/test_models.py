@@ -193,3 +193,18 @@ def test_the_window_follows_the_flag_or_the_name_of_the_swin_file(window12, name
     args = arguments(swin_type="micro", window12=window12, pretrained_swin_weights=name, ck_bert=tiny_bert)
     model = build_model(args, pretrained=False)
     assert model.segmenter.backbone.layers[0].window == window
+
+
+def test_what_the_words_change_survives_autocast():
+    """Pixels that attend to almost the same words differ by less than bfloat16 can hold beside their mean."""
+    from models.pwam import SpatialImageLanguageAttention
+
+    torch.manual_seed(0)
+    attention = SpatialImageLanguageAttention(64, 128, 1)
+    x, text, mask = torch.randn(2, 64, 400), 1 + 0.05 * torch.randn(2, 128, 20), torch.ones(2, 20)
+    with torch.no_grad():
+        exact = attention(x, text, mask)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = attention(x, text, mask)
+            coarse = attention._attend(x.bfloat16(), text.bfloat16(), mask.bfloat16())
+    assert (mixed - exact).norm() < 0.01 * exact.norm() < (coarse.float() - exact).norm()
