@@ -54,8 +54,15 @@ def write_json(folder, *entries, name="table.json"):
 
 def build(table, *more):
     out = table.parent / "out.parquet"
-    build_parquet.main([str(table), "--out", str(out), *map(str, more)])
+    build_parquet.main([str(table), "--out", str(out), "--overwrite", *map(str, more)])
     return pq.read_table(out).to_pylist()
+
+
+def test_a_file_that_is_there_is_replaced_only_when_asked(folder):
+    table = write_csv(folder, ("a0", "the box"))
+    build(table)
+    with pytest.raises(UsageError, match="out.parquet is there already; choose another place, or --overwrite"):
+        build_parquet.main([str(table), "--out", str(table.parent / "out.parquet")])
 
 
 def mistakes_of(table, *more):
@@ -126,7 +133,7 @@ def test_a_jpeg_mask_is_cut_at_half_brightness(folder):
 
 
 def split(folder, table, shares, seed=0):
-    build_parquet.main([str(table), "--out", str(folder), "--split", shares, "--seed", str(seed)])
+    build_parquet.main([str(table), "--out", str(folder), "--overwrite", "--split", shares, "--seed", str(seed)])
     return {name: pq.read_table(folder / f"mm_ris_{name}.parquet").to_pylist() for name in ("train", "val", "test")}
 
 
