@@ -84,7 +84,7 @@ class Readings:
                         self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
         self.steps.clear()
         if distributed.largest(len(self.left_out)):
-            messages = [message for share in distributed.gather(self.left_out) for message in share]
+            messages = distributed.joined(self.left_out)
             self.progress.left_out += messages
             self.left_out = []
             for message in messages:
@@ -240,7 +240,7 @@ def evaluate(model, loader, device, thresholds=THRESHOLDS, on_batch=None, bad: l
             on_batch(batch, output)
     counts = distributed.total(counts)
     if bad is not None:
-        bad += [message for share in distributed.gather(messages) for message in share]
+        bad += distributed.joined(messages)
     used = usable_rows(counts)
     if not len(used):
         raise InputError("none of the rows can be used; the messages about them say why")
@@ -264,7 +264,7 @@ def evaluate_fusion(model, criterion, loader, device, on_batch=None, bad: list[s
         if on_batch is not None:
             on_batch(batch, output)
     if bad is not None:
-        bad += [message for share in distributed.gather(messages) for message in share]
+        bad += distributed.joined(messages)
     shares = distributed.gather((sums, count))
     count = sum(share for _, share in shares)
     if not count:

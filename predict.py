@@ -6,7 +6,7 @@ import re
 import sys
 
 from utils.errors import InputError, UsageError, run
-from utils.flags import BERT, image_size, make_folder, require_existing
+from utils.flags import add_checkpoint_flags, make_folder, require_existing
 
 KINDS = ("fused", "mask", "overlay", "panel")
 
@@ -16,21 +16,14 @@ log = logging.getLogger("predict")
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
-    needed, stored = {"required": True, "default": argparse.SUPPRESS}, "default: what the checkpoint says, else"
+    needed = {"required": True, "default": argparse.SUPPRESS}
     parser.add_argument("--ckpt", **needed, help="checkpoint to use")
     parser.add_argument("--visible", **needed, help="image file, or folder of them")
     parser.add_argument("--infrared", **needed, help="likewise; in folders, files of the same name are a pair")
     parser.add_argument("--text", **needed, action="append",
                         help="the sentence that says which object is meant; may be given several times")
     parser.add_argument("--out", default="./runs/predict", help="folder for the pictures")
-    parser.add_argument("--bert_tokenizer", help=f"folder with BERT's vocabulary ({stored} {BERT})",
-                        default=argparse.SUPPRESS)
-    parser.add_argument("--ck_bert", default=argparse.SUPPRESS,
-                        help="folder with BERT's configuration; its weights are read only if the checkpoint has none "
-                             f"({stored} {BERT})")
-    parser.add_argument("--img_size", type=image_size, default=argparse.SUPPRESS,
-                        help=f"side of the square images that the networks see, pixels ({stored} 480)")
-    parser.add_argument("--mha", default=argparse.SUPPRESS, help=f"heads of PWAM by stage ({stored} one each)")
+    add_checkpoint_flags(parser)
     parser.add_argument("--device", default="auto", help="auto, cuda, npu or cpu; an index may follow, as in cuda:1")
     parser.add_argument("--tta", choices=("none", "flip"), default="none",
                         help="flip: average with the mirrored images, `left` and `right` in the text swapped for them")

@@ -6,7 +6,7 @@ import os
 import sys
 
 from utils.errors import UsageError, run
-from utils.flags import BERT, at_least, image_size, make_folder, require_existing, resolve, thresholds
+from utils.flags import add_checkpoint_flags, at_least, make_folder, require_existing, resolve, thresholds
 
 SHEET_ROWS = 8
 RESULTS = r"fusion|Binary|Overlay|GT|contact_sheet\.png|metrics\.json|per_sample\.csv|report\.html"
@@ -18,18 +18,10 @@ log = logging.getLogger("test")
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
-    stored = "default: what the checkpoint says, else"
     parser.add_argument("--ckpt", required=True, default=argparse.SUPPRESS, help="checkpoint to evaluate")
     parser.add_argument("--test_parquet", default="./data/mm_ris_test.parquet", help="parquet file, or folder of them")
     parser.add_argument("--out_dir", default="./your_output_dir", help="folder for everything written")
-    parser.add_argument("--bert_tokenizer", default=argparse.SUPPRESS,
-                        help=f"folder with BERT's vocabulary ({stored} {BERT})")
-    parser.add_argument("--ck_bert", default=argparse.SUPPRESS,
-                        help="folder with BERT's configuration; its weights are read only if the checkpoint has none "
-                             f"({stored} {BERT})")
-    parser.add_argument("--img_size", type=image_size, default=argparse.SUPPRESS,
-                        help=f"side of the square images, pixels ({stored} 480)")
-    parser.add_argument("--mha", default=argparse.SUPPRESS, help=f"heads of PWAM by stage ({stored} one each)")
+    add_checkpoint_flags(parser)
     parser.add_argument("-b", "--batch-size", type=at_least(1), default=8, help="samples in a forward pass")
     parser.add_argument("-j", "--workers", type=at_least(0), default=4, help="processes that load data; 0: none")
     parser.add_argument("--device", default="auto", help="auto, cuda, npu or cpu; an index may follow, as in cuda:1")
@@ -144,7 +136,7 @@ def test(args: argparse.Namespace, device) -> None:
         meter.values = distributed.total(meter.values)
     if args.text_ablation:
         text.counts, text.change = distributed.total(text.counts), distributed.total(text.change)
-    sheet.rows = [row for rows in distributed.gather(sheet.rows) for row in rows]
+    sheet.rows = distributed.joined(sheet.rows)
     if not main_process:
         return
     evaluated = usable_rows(counts)

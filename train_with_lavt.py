@@ -304,7 +304,8 @@ def restore(args: argparse.Namespace, content: dict, optimizer, scaler, rows: in
     changes += progress.refit(step_samples)
     training_state.restore_optimizer(optimizer, state["optimizer"], args.resume)
     scaler.load_state_dict(state["scaler"])
-    if not os.path.isfile(os.path.join(args.output_dir, f"model_best_{args.model_id}.pth")):
+    best_file = os.path.join(args.output_dir, f"model_best_{args.model_id}.pth")
+    if not (continues_in_place(args) and os.path.isfile(best_file)):
         progress.best = -math.inf  # the best so far lies in another folder: this one gets one of its own
     return progress, changes
 
@@ -357,7 +358,7 @@ def validate(args: argparse.Namespace, model, criterion, loader, device, dtype, 
         metrics, _ = evaluate(model, loader, device, on_batch=on_batch, bad=bad, dtype=dtype)
     for message in bad:
         log.warning("WARNING: left out: %s", message)
-    sheet.rows = [row for rows in distributed.gather(sheet.rows) for row in rows]
+    sheet.rows = distributed.joined(sheet.rows)
     return metrics, sheet.page(), bad
 
 
@@ -478,12 +479,17 @@ def summarise_run(args: argparse.Namespace, device, model, train_rows: int, val_
         "torch": torch.__version__, "command": sys.argv, "flags": vars(args)}
 
 
+def continues_in_place(args: argparse.Namespace) -> bool:
+    """Whether what lies in the output folder is this run's own."""
+    return bool(args.resume) and os.path.dirname(os.path.abspath(args.resume)) == os.path.abspath(args.output_dir)
+
+
 def make_room(args: argparse.Namespace) -> None:
     """Move what another run left in this one's folders out of the way."""
     from utils.results import set_aside
 
-    if args.resume and os.path.dirname(os.path.abspath(args.resume)) == os.path.abspath(args.output_dir):
-        return  # it is this run's
+    if continues_in_place(args):
+        return
     set_aside(args.output_dir, RUN_FILES)
     if args.eval_vis_dir:
         set_aside(args.eval_vis_dir, r"epoch_\d+\.png")

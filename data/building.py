@@ -15,13 +15,11 @@ from utils.errors import InputError, UsageError
 from utils.files import replacing
 
 from .annotations import Entry, Folder, mask_from_file, mask_from_polygon, mask_from_rle, read_table
+from .columns import SCHEMA
 from .decode import decode_image
 from .parquet_rows import ROWS_PER_GROUP
 from .row_checks import marked_as_turned
 
-SCHEMA = pa.schema([
-    ("index", pa.int64()), ("image_name", pa.string()), ("visible_image", pa.binary()),
-    ("infrared_image", pa.binary()), ("question", pa.string()), ("segmentation", pa.binary())])
 SHOWN = 20  # mistakes told one by one
 
 

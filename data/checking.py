@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from utils.errors import InputError
 
+from .columns import IMAGES, MASK, TEXT
 from .parquet_rows import find_parquet, first_line, open_parquet
 from .row_checks import ERROR, WARNING, Facts, Problem, check_row
 
-TEXT = ("image_name", "question")
-BYTES = ("visible_image", "infrared_image", "segmentation")
+BYTES = (*IMAGES, MASK)
 ROWS_PER_JOB = 4  # what a process gets at a time, and so what a set with large images costs in memory
 AREAS = (0.0, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # upper edges of the histogram
 

@@ -11,7 +11,12 @@ from utils.errors import InputError
 
 from .parquet_rows import first_line, open_parquet
 
+SCHEMA = pa.schema([
+    ("index", pa.int64()), ("image_name", pa.string()), ("visible_image", pa.binary()),
+    ("infrared_image", pa.binary()), ("question", pa.string()), ("segmentation", pa.binary())])
 TEXT = ("image_name", "question")
+IMAGES = ("visible_image", "infrared_image")
+MASK = "segmentation"
 
 logger = logging.getLogger(__name__)
 

@@ -7,13 +7,11 @@ import torch
 
 from utils.errors import InputError
 
-from .columns import read_columns
+from .columns import IMAGES, MASK, read_columns
 from .decode import decode_mask, decode_pixels
 from .parquet_rows import ParquetRows, RowError, find_parquet
 from .resize import Squares
 
-IMAGES = ("visible_image", "infrared_image")
-MASK = "segmentation"
 TOKENIZED_AT_ONCE = 4096  # sentences; what a tokenizer returns takes kilobytes of each
 KEPT_IMAGE = 2**23  # bytes of a decoded image whose memory is used again
 

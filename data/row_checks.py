@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from .columns import IMAGES, MASK
 from .decode import decode_image, decode_mask
 
-IMAGES = ("visible_image", "infrared_image")
 ERROR, WARNING = "error", "warning"  # a row that cannot be used; one to look at
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 
@@ -56,7 +56,7 @@ def check_row(cells: dict, thumbnail: int = 0) -> Facts:
                                     "has an EXIF note that says to turn it, which readers of these files do not do"))
     decoded = [*pictures, mask]
     sizes = [array if array is None else array.shape[1::-1] for array in decoded]
-    for column, size in zip((IMAGES[1], "segmentation"), sizes[1:], strict=True):
+    for column, size in zip((IMAGES[1], MASK), sizes[1:], strict=True):
         if sizes[0] and size and size != sizes[0]:
             problems.append(Problem(WARNING, "size", column, f"has {size[0]} x {size[1]} pixels, visible_image has "
                                                              f"{sizes[0][0]} x {sizes[0][1]}"))

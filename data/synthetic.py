@@ -18,6 +18,7 @@ from tqdm import tqdm
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # when run as a script
 
 from bert.tiny import write_tiny_bert
+from data.columns import SCHEMA
 from data.parquet_rows import ROWS_PER_GROUP
 from data.scenes import draw_infrared, draw_mask, draw_visible, make_scene, pick_expression, sentence
 from utils.errors import run
@@ -25,9 +26,6 @@ from utils.files import replacing
 from utils.flags import at_least, make_folder
 
 SPLITS = ("train", "val", "test")
-SCHEMA = pa.schema([
-    ("index", pa.int64()), ("image_name", pa.string()), ("visible_image", pa.binary()),
-    ("infrared_image", pa.binary()), ("question", pa.string()), ("segmentation", pa.binary())])
 
 
 def make_rows(split: str, count: int, size: int, seed: int):

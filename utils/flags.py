@@ -83,6 +83,19 @@ def make_folder(path: str, flag: str) -> None:
         raise UsageError(f"{flag}: the folder {path!r} is not writable")
 
 
+def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that `resolve` completes from a checkpoint."""
+    stored = "default: what the checkpoint says, else"
+    parser.add_argument("--bert_tokenizer", default=argparse.SUPPRESS,
+                        help=f"folder with BERT's vocabulary ({stored} {BERT})")
+    parser.add_argument("--ck_bert", default=argparse.SUPPRESS,
+                        help="folder with BERT's configuration; its weights are read only if the checkpoint has none "
+                             f"({stored} {BERT})")
+    parser.add_argument("--img_size", type=image_size, default=argparse.SUPPRESS,
+                        help=f"side of the square images that the networks see, pixels ({stored} 480)")
+    parser.add_argument("--mha", default=argparse.SUPPRESS, help=f"heads of PWAM by stage ({stored} one each)")
+
+
 def resolve(args: argparse.Namespace, stored: dict) -> None:
     """Complete `args`: the command line first, then what the checkpoint stored if it can be used here, then defaults.
 
