@@ -36,7 +36,7 @@ demo: install
 	@echo "Look at $(DEMO)/contact_sheet.png and $(DEMO)/curves.png"
 
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: install
 	$(BIN)/ruff check .
