@@ -16,6 +16,7 @@ from bert import Tokenizer, check_vocabulary
 from data.pictures import to_picture
 from models import build_from_checkpoint
 from models.fuser import EncodedPair
+from models.inference import prepare_for_inference
 from models.tta import average, exchange, left_right_ids
 from utils import checkpoint
 from utils.color import standardise
@@ -98,6 +99,7 @@ class Predictor:
             tokenizer = Tokenizer(args.bert_tokenizer)
             model = build_from_checkpoint(content, path, args.ck_bert, args.mha)
             check_vocabulary(tokenizer, model.text_encoder)
+            prepare_for_inference(model, where)
         except InputError as error:
             # The sentences name flags of the command line; here these are arguments of the same names.
             sentence = re.sub(r"--(?=(ckpt|device|bert_tokenizer|ck_bert)\b)", "", str(error))

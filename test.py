@@ -36,6 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tta", choices=["none", "flip"], default="none",
                         help="flip: average with the mirrored images, left and right exchanged in the sentences")
     parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where that is safe")
+    parser.add_argument("--torchcompile", action="store_true",
+                        help="compile the model with torch.compile; the first batch takes minutes")
     parser.add_argument("--save", choices=["none", "masks", "all"], default="all",
                         help="pictures written for each sample: none, masks (Binary/) or all")
     parser.add_argument("--limit", type=at_least(0), default=0, metavar="N", help="only the first N rows; 0: all")
@@ -162,14 +164,16 @@ def load(args: argparse.Namespace, device):
 
     from bert import Tokenizer, check_vocabulary
     from models import build_from_checkpoint
-    from models.tta import Inference, left_right_ids
+    from models.inference import Inference, prepare_for_inference
+    from models.tta import left_right_ids
     from utils import checkpoint
+    from utils.device import compile_mode
 
     content = checkpoint.read(args.ckpt, "--ckpt")
     resolve(args, checkpoint.stored_args(content))
     tokenizer = Tokenizer(args.bert_tokenizer)
     try:
-        model = build_from_checkpoint(content, args.ckpt, args.ck_bert, args.mha).to(device)
+        model = build_from_checkpoint(content, args.ckpt, args.ck_bert, args.mha)
     except ValueError as error:
         raise UsageError(f"--mha: {error}") from error
     check_vocabulary(tokenizer, model.text_encoder)
@@ -178,7 +182,9 @@ def load(args: argparse.Namespace, device):
     if flip and left_right is None:
         log.warning("--tta flip: %s has not both `left` and `right` as words; sentences with them keep them, though "
                     "the mirrored image has them the other way round", args.bert_tokenizer)
-    return Inference(model, flip, left_right, torch.bfloat16 if args.amp else None), tokenizer
+    model = Inference(prepare_for_inference(model, device), flip, left_right, torch.bfloat16 if args.amp else None,
+                      compile_mode(device) if args.torchcompile else None)
+    return model, tokenizer
 
 
 def context(args: argparse.Namespace, dataset, counts, bad: list[str]) -> dict:

@@ -1,8 +1,11 @@
 """LAVT's backbone: a Swin Transformer (Liu et al., ICCV 2021) whose stages are joined with the sentence by PWAM.
 
-Attention, MLP, patch embedding and merging are timm's. The block is written here: timm's rolls the map before it
-pads it and shrinks the window on small maps, and this one pads first and never shrinks.
+MLP, patch embedding and merging are timm's, and so are attention's parameters. The block is written here: timm's rolls
+the map before it pads it and shrinks the window on small maps, and this one pads first and never shrinks. So is what
+attention computes: timm keeps from PyTorch's fused kernels here.
 """
+import functools
+
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, PatchEmbed
@@ -31,6 +34,7 @@ class SwinBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, 4 * dim)
+        self.masks: dict | None = None  # for inference: by shift mask, of which there is one for each size
 
     def forward(self, x: Tensor, shift_mask: Tensor) -> Tensor:
         """x (B, H, W, dim) and the stage's `shift_mask(...)` to (B, H, W, dim)."""
@@ -45,30 +49,52 @@ class SwinBlock(nn.Module):
         if self.shift:
             x = x.roll((-self.shift, -self.shift), dims=(1, 2))
         windows = window_partition(x, (window, window)).view(-1, window * window, dim)
-        windows = self.attn(windows, mask=shift_mask if self.shift else None)
+        windows = self._within_windows(windows, shift_mask if self.shift else None)
         x = window_reverse(windows.view(-1, window, window, dim), (window, window), *padded)
         if self.shift:
             x = x.roll((self.shift, self.shift), dims=(1, 2))
         return x[:, :height, :width]
 
+    def _within_windows(self, windows: Tensor, shift_mask: Tensor | None) -> Tensor:
+        """Attention within windows (B·nW, N, dim)."""
+        attn = self.attn
+        query, key, value = attn.qkv(windows).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        mask = self._additive_mask(shift_mask, len(windows))
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return attn.proj(attended.transpose(1, 2).flatten(2))
 
-def shift_mask(height: int, width: int, window: int, shift: int, like: Tensor) -> Tensor:
-    """What keeps the parts of a rolled window apart that are no neighbours in the image.
+    def _additive_mask(self, shift_mask: Tensor | None, windows: int) -> Tensor:
+        """Position bias and shift mask in one, (1 or B·nW, heads, N, N)."""
+        if self.masks is not None and shift_mask in self.masks:
+            mask = self.masks[shift_mask]
+        else:
+            index = self.attn.relative_position_index
+            mask = self.attn.relative_position_bias_table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1)
+            mask = mask[None] if shift_mask is None else mask + shift_mask[:, None]
+            if self.masks is not None:
+                self.masks[shift_mask] = mask
+        return mask if len(mask) in (1, windows) else mask.repeat(windows // len(mask), 1, 1, 1)
+
+
+@torch.compiler.assume_constant_result
+@functools.lru_cache(maxsize=32)
+@torch.inference_mode(False)
+def shift_mask(height: int, width: int, window: int, device: torch.device) -> Tensor:
+    """What keeps the parts of a window rolled by half of it apart that are no neighbours in the image; made once.
 
     Args:
         height, width: of the map, which is padded to multiples of `window` first.
-        like: gives dtype and device.
     Returns:
-        (windows, window², window²): 0 within a region, −100 between regions.
+        (windows, window², window²) float32: 0 within a region, −100 between regions.
     """
     def regions(length: int) -> Tensor:
         """0, 1, 2 along one axis of the rolled map: untouched windows, the last window, what was rolled around."""
-        position = torch.arange(length + -length % window, device=like.device)
-        return (position >= len(position) - window).int() + (position >= len(position) - shift).int()
+        position = torch.arange(length + -length % window, device=device)
+        return (position >= len(position) - window).int() + (position >= len(position) - window // 2).int()
 
     region = 3 * regions(height)[:, None] + regions(width)[None, :]
     region = window_partition(region[None, :, :, None], (window, window)).view(-1, window * window)
-    return (region[:, None, :] != region[:, :, None]).to(like.dtype) * -100
+    return (region[:, None, :] != region[:, :, None]).float() * -100
 
 
 class Stage(nn.Module):
@@ -91,7 +117,7 @@ class Stage(nn.Module):
         """x (B, H, W, dim), text (B, text_dim, T), mask (B, T) to the residual r (B, H, W, dim) and the next x."""
         _, height, width, _ = x.shape
         x = x.float()  # under autocast, too, what the residuals are added to keeps float32
-        between_regions = shift_mask(height, width, self.window, self.window // 2, like=x)
+        between_regions = shift_mask(height, width, self.window, x.device)
         for block in self.blocks:
             x = recompute(block, x, between_regions) if self.grad_checkpointing else block(x, between_regions)
         words = (x.flatten(1, 2).transpose(1, 2), text, mask)

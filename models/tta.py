@@ -1,4 +1,4 @@
-"""A model as it is evaluated: test-time augmentation by mirroring, and bfloat16."""
+"""Test-time augmentation: average with the mirrored images."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,31 +54,3 @@ def exchange(input_ids: Tensor, pair: tuple[int, int] | None) -> Tensor:
         return input_ids
     one, other = pair
     return torch.where(input_ids == one, other, torch.where(input_ids == other, one, input_ids))
-
-
-class Inference(nn.Module):
-    """Calls a model with what an evaluation asks for; takes what `RISFusion` takes and gives float32.
-
-    Args:
-        model: a `RISFusion`.
-        flip: average with the mirrored images, see `forward_tta`.
-        left_right: as in `forward_tta`.
-        amp_dtype: what to compute in where autocast finds it safe; None: everything in float32.
-    """
-
-    def __init__(self, model: nn.Module, flip: bool = False, left_right: tuple[int, int] | None = None,
-                 amp_dtype: torch.dtype | None = None):
-        super().__init__()
-        self.model = model
-        self.flip = flip
-        self.left_right = left_right
-        self.amp_dtype = amp_dtype
-
-    def forward(self, vis: Tensor, ir: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Output:
-        """Shapes as in `RISFusion`."""
-        with torch.autocast(vis.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
-            if self.flip:
-                output = forward_tta(self.model, vis, ir, input_ids, attention_mask, self.left_right)
-            else:
-                output = self.model(vis, ir, input_ids, attention_mask)
-        return Output(output.fused.float(), output.logits.float())

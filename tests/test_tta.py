@@ -4,7 +4,8 @@ import torch
 
 from bert import Tokenizer
 from models import Output, build_from_checkpoint
-from models.tta import Inference, exchange, forward_tta, left_right_ids
+from models.inference import Inference
+from models.tta import exchange, forward_tta, left_right_ids
 from utils import checkpoint
 
 LEFT, RIGHT, CAR = 7, 8, 9

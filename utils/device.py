@@ -109,6 +109,16 @@ def has_fused_optimizers(device: torch.device) -> bool:
     return device.type != "npu"
 
 
+def has_onednn(device: torch.device) -> bool:
+    """Whether convolutions on the device are oneDNN's, which likes images stored as NHWC."""
+    return device.type == "cpu" and torch.backends.mkldnn.is_available()
+
+
+def compile_mode(device: torch.device) -> str:
+    """How `torch.compile` is to make a model fast for evaluation: on a CUDA GPU with CUDA graphs."""
+    return "reduce-overhead" if device.type == "cuda" else "default"
+
+
 def allow_tf32(device: torch.device) -> None:
     """Let float32 matrix products and convolutions use TensorFloat-32 where the device has it."""
     torch.set_float32_matmul_precision("high")

@@ -1,0 +1,56 @@
+"""What makes evaluation faster changes none of its results."""
+import copy
+
+import pytest
+import torch
+from parity import fill_, inputs
+from test_models import arguments
+
+from models import build_model
+from models.inference import Inference, prepare_for_inference
+
+CPU = torch.device("cpu")
+INPUTS = ("vis", "ir", "input_ids", "attention_mask")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_bert):
+    model = build_model(arguments(swin_type="micro", prefusion_base_ch=4, ck_bert=tiny_bert)).eval()
+    for network in (model.text_encoder, model.fuser, model.segmenter):
+        fill_(network)
+    return model
+
+
+def batch(height: int, width: int, size: int = 2) -> list[torch.Tensor]:
+    made = inputs(height, width, size, vocab=20)
+    return [made[name] for name in INPUTS]
+
+
+@torch.inference_mode()
+def test_a_prepared_model_gives_the_same_at_one_size_after_another(model):
+    prepared = prepare_for_inference(copy.deepcopy(model), CPU)
+    for images in (batch(96, 64), batch(64, 96), batch(96, 64, 1), batch(45, 67, 3), batch(96, 64)):
+        for ours, plain in zip(prepared(*images), model(*images), strict=True):
+            torch.testing.assert_close(ours, plain, atol=1e-5 * float(plain.abs().max()), rtol=0)
+
+
+def test_batch_norm_is_gone_from_a_prepared_model(model):
+    prepared = prepare_for_inference(copy.deepcopy(model), CPU)
+    left = [part for part in prepared.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    assert not left
+
+
+@torch.inference_mode()
+def test_a_compiled_model_gives_the_same(model, monkeypatch):
+    """With the compiler's own stand-in for code generation, which takes minutes."""
+    modes, compile_ = [], torch.nn.Module.compile
+
+    def compile_eagerly(self, mode):
+        modes.append(mode)
+        compile_(self, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
+    compiled = Inference(prepare_for_inference(copy.deepcopy(model), CPU), compile_mode="default")
+    assert modes == ["default"]
+    for ours, plain in zip(compiled(*batch(64, 64)), model(*batch(64, 64)), strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-5 * float(plain.abs().max()), rtol=0)
