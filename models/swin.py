@@ -76,7 +76,6 @@ class SwinBlock(nn.Module):
         return mask if len(mask) in (1, windows) else mask.repeat(windows // len(mask), 1, 1, 1)
 
 
-@torch.compiler.assume_constant_result
 @functools.lru_cache(maxsize=32)
 @torch.inference_mode(False)
 def shift_mask(height: int, width: int, window: int, device: torch.device) -> Tensor:
