@@ -1,7 +1,9 @@
 """The losses of the joint training: seven fusion terms on luma, and the segmentation loss."""
+import functools
+
 import torch
 import torch.nn.functional as F
-from pytorch_msssim import ssim
+from pytorch_msssim import SSIM, ssim
 from torch import Tensor, nn
 
 from utils.color import destandardise, luma
@@ -9,11 +11,19 @@ from utils.color import destandardise, luma
 CLASS_WEIGHTS = (0.9, 1.1)  # background, foreground
 
 
+@functools.cache
+@torch.inference_mode(False)
+def constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Sobel's kernels (2, 1, 3, 3), the window of SSIM and CLASS_WEIGHTS: copied once, since a device waits for it."""
+    sobel = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
+    window = SSIM(win_size=11, win_sigma=1.5, channel=1).win
+    kernels = torch.stack([sobel, -sobel.t()])[:, None]
+    return kernels.to(device), window.to(device), torch.tensor(CLASS_WEIGHTS).to(device)
+
+
 def gradients(image: Tensor) -> tuple[Tensor, Tensor]:
     """|Sobel| of (B, 1, H, W) along x and along y, each (B, 1, H, W), zeros beyond the edge."""
-    kernel = image.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
-    kernels = torch.stack([kernel, -kernel.t()])[:, None]
-    return F.conv2d(image, kernels, padding=1).abs().split(1, dim=1)
+    return F.conv2d(image, constants(image.device)[0].to(image.dtype), padding=1).abs().split(1, dim=1)
 
 
 def fusion_terms(fused: Tensor, vis: Tensor, ir: Tensor) -> dict[str, Tensor]:
@@ -26,14 +36,15 @@ def fusion_terms(fused: Tensor, vis: Tensor, ir: Tensor) -> dict[str, Tensor]:
         (distances).
     """
     fused, vis, ir = (luma(destandardise(image)) for image in (fused, vis, ir))
+    window = constants(fused.device)[1]
     edges, edges_vis, edges_ir = gradients(fused), gradients(vis), gradients(ir)
 
     def distance(others):
         return sum(F.l1_loss(edge, other) for edge, other in zip(edges, others, strict=True))
 
     return {
-        "ssim_vis": ssim(fused, vis, data_range=1.0, win_size=11, win_sigma=1.5),
-        "ssim_ir": ssim(fused, ir, data_range=1.0, win_size=11, win_sigma=1.5),
+        "ssim_vis": ssim(fused, vis, data_range=1.0, win=window),
+        "ssim_ir": ssim(fused, ir, data_range=1.0, win=window),
         "mse_vis": F.mse_loss(fused, vis),
         "mse_ir": F.mse_loss(fused, ir),
         "sobel_vis": distance(edges_vis),
@@ -49,7 +60,7 @@ def cross_entropy(logits: Tensor, target: Tensor, average=None) -> Tensor:
         average: gives the mean of a tensor over the processes that train together. With it the sum is divided by the
             mean of all their weights, so that averaged gradients are those of one large batch.
     """
-    weight = logits.new_tensor(CLASS_WEIGHTS)
+    weight = constants(logits.device)[2].to(logits.dtype)
     if average is None:
         return F.cross_entropy(logits, target, weight=weight)
     return F.cross_entropy(logits, target, weight=weight, reduction="sum") / average(weight[target].sum())

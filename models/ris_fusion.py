@@ -72,6 +72,8 @@ class RISFusion(nn.Module):
 
     def answer(self, pair: EncodedPair, input_ids: Tensor, attention_mask: Tensor) -> Output:
         """The rest of `forward`. It includes the whole segmenter, which sees the fused image and so the sentence."""
-        text = self.text_encoder(input_ids, attention_mask=attention_mask).last_hidden_state
+        # For every query: transformers would look into a mask of one row whether it masks at all, and wait for the GPU.
+        visible_words = attention_mask.bool()[:, None, None, :].expand(-1, -1, attention_mask.shape[1], -1)
+        text = self.text_encoder(input_ids, attention_mask=visible_words).last_hidden_state
         fused = self.fuser.decode(pair, text, attention_mask)
         return Output(fused, None if self.segmenter is None else self.segmenter(fused, text, attention_mask))
