@@ -4,15 +4,15 @@ import json
 import os
 
 from utils.errors import InputError, UsageError, run
-from utils.flags import at_least
+from utils.flags import ArgumentParser, at_least
 
 KEYS = ["index", "image_name"]  # what tells samples apart
 COLUMNS = ["question", "iou", "intersection", "union"]
 TOLERANCE = 0.01  # percent, by which the mIoU of the two files of a run may differ: only a rounding
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
     parser.add_argument("a", metavar="A", help="metrics.json of one run of test.py, or its folder; per_sample.csv "
                                                "lies beside it")

@@ -6,15 +6,15 @@ import re
 import sys
 
 from utils.errors import InputError, UsageError, run
-from utils.flags import add_checkpoint_flags, make_folder, require_existing
+from utils.flags import ArgumentParser, add_checkpoint_flags, make_folder, require_existing
 
 KINDS = ("fused", "mask", "overlay", "panel")
 
 log = logging.getLogger("predict")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
     needed = {"required": True, "default": argparse.SUPPRESS}
     parser.add_argument("--ckpt", **needed, help="checkpoint to use")

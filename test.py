@@ -6,7 +6,15 @@ import os
 import sys
 
 from utils.errors import UsageError, run
-from utils.flags import add_checkpoint_flags, at_least, make_folder, require_existing, resolve, thresholds
+from utils.flags import (
+    ArgumentParser,
+    add_checkpoint_flags,
+    at_least,
+    make_folder,
+    require_existing,
+    resolve,
+    thresholds,
+)
 
 SHEET_ROWS = 8
 RESULTS = r"fusion|Binary|Overlay|GT|contact_sheet\.png|metrics\.json|per_sample\.csv|report\.html"
@@ -15,8 +23,8 @@ SETTINGS = ("ckpt", "test_parquet", "img_size", "shuffle_text", "tta", "amp", "l
 log = logging.getLogger("test")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
     parser.add_argument("--ckpt", required=True, default=argparse.SUPPRESS, help="checkpoint to evaluate")
     parser.add_argument("--test_parquet", default="./data/mm_ris_test.parquet", help="parquet file, or folder of them")

@@ -7,7 +7,7 @@ import shlex
 import sys
 
 from utils.errors import InputError, UsageError, run
-from utils.flags import at_least, find_resume, image_size, make_folder, require_existing
+from utils.flags import ArgumentParser, at_least, find_resume, image_size, make_folder, require_existing
 
 BERT = "./bert/pretrained_weights/bert-base-uncased"
 SWIN = "./pretrained_weights/swin_base_patch4_window12_384_22k.pth"
@@ -19,8 +19,8 @@ RUN_FILES = r"log\.jsonl|run\.json|curves\.png|tensorboard|(last|epoch_\d+|model
 log = logging.getLogger("train")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
     rate, count, weight = at_least(0, float), at_least(1), at_least(0, float)
 

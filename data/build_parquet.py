@@ -14,7 +14,7 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # when run as a script
 
 from utils.errors import UsageError, run
-from utils.flags import at_least, make_folder
+from utils.flags import ArgumentParser, at_least, make_folder
 
 SPLITS = ("train", "val", "test")
 FOLDERS = ("visible", "infrared", "masks")
@@ -33,7 +33,7 @@ def proportions(text: str) -> list[float]:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Make parquet files of the MM-RIS schema from folders of images and a table of expressions.")
     parser.add_argument("table", metavar="TABLE", help="CSV, TSV, JSON (a list of objects) or JSON lines with image, "
                         "expression and, unless a file in masks/ has the image's name, mask, polygon or rle")

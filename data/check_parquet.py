@@ -11,13 +11,13 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # when run as a script
 
 from utils.errors import InputError, UsageError, run
-from utils.flags import at_least, make_folder
+from utils.flags import ArgumentParser, at_least, make_folder
 
 SHOWN = 20  # findings printed; the report has all
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Verify every row of parquet files in the MM-RIS schema.",
         epilog="Exit code 1 if a row or file cannot be used, or, with --strict, if there are warnings.")
     parser.add_argument("files", nargs="+", metavar="FILE", help="parquet file, or a folder of them, which then count "

@@ -5,7 +5,6 @@
 
 A single PART is rewritten: MM-RIS readers fetch a whole row group per sample, so shuffled training wants them small.
 """
-import argparse
 import os
 import sys
 
@@ -18,6 +17,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) 
 from data.parquet_rows import ROWS_PER_GROUP, first_line, open_parquet
 from utils.errors import InputError, UsageError, run
 from utils.files import replacing
+from utils.flags import ArgumentParser
 
 DEFAULT_PARTS = ["./data/mm_ris_train_part1.parquet", "./data/mm_ris_train_part2.parquet"]
 DEFAULT_OUT = "./data/mm_ris_train.parquet"
@@ -89,7 +89,7 @@ def read_batches(part: str, file: pq.ParquetFile, schema: pa.Schema):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Merge MM-RIS parquet files into one with small row groups, which shuffled training reads fast.",
         epilog=f"Without arguments: {' and '.join(DEFAULT_PARTS)} into {DEFAULT_OUT}.")
     parser.add_argument("parts", nargs="*", metavar="PART", help="parquet files of the same columns, in order")

@@ -23,7 +23,7 @@ from data.parquet_rows import ROWS_PER_GROUP
 from data.scenes import draw_infrared, draw_mask, draw_visible, make_scene, pick_expression, sentence
 from utils.errors import run
 from utils.files import replacing
-from utils.flags import at_least, make_folder
+from utils.flags import ArgumentParser, at_least, make_folder
 
 SPLITS = ("train", "val", "test")
 
@@ -72,7 +72,7 @@ def write_split(path: str, split: str, count: int, size: int, seed: int) -> list
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Write synthetic infrared-visible scenes with referring expressions in the MM-RIS schema, and a "
                     "tiny BERT folder for them.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to; made if absent")

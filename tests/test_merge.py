@@ -157,10 +157,12 @@ def test_an_output_outside_any_folder_is_refused(tmp_path, parts, out):
 
 
 @pytest.mark.parametrize("arguments", [["a.parquet"], ["--out", "b.parquet"], ["a.parquet", "--out"], ["--fast"]])
-def test_a_wrong_command_line_ends_with_2(arguments):
+def test_a_wrong_command_line_is_a_sentence_and_ends_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         merge_parquet.main(arguments)
     assert stopped.value.code == 2
+    sentence = capsys.readouterr().err
+    assert sentence.startswith("error: ") and sentence.endswith("; see --help\n") and sentence.count("\n") == 1
 
 
 @pytest.mark.parametrize("error, code", [("missing", 2), ("damaged", 1)])

@@ -5,7 +5,6 @@
 A download that broke off goes on where it stopped when the command is given again; a file that is there already is
 compared with the hub's checksum and left alone.
 """
-import argparse
 import fnmatch
 import hashlib
 import os
@@ -16,7 +15,7 @@ if __package__ in (None, ""):  # started as a script: its folder, not the projec
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from utils.errors import InputError, UsageError, run
-from utils.flags import make_folder
+from utils.flags import ArgumentParser, make_folder
 
 BLOCK = 2**22  # bytes hashed at a time
 
@@ -161,7 +160,7 @@ def by_hand(source: Source, error: Exception) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Fetch the data set and published weights from the Hugging Face hub to where the other scripts "
                     "look for them.",
         epilog="; ".join(f"{what}: {source.repo} to {source.folder}/" for what, source in SOURCES.items()))

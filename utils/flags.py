@@ -1,11 +1,35 @@
-"""Types and checks of command-line flags that several scripts share."""
+"""The parser of all scripts' command lines, and types and checks of flags that several of them share."""
 import argparse
 import math
 import os
+import sys
 
 from .errors import UsageError
 
 BERT = "./bert/pretrained_weights/bert-base-uncased"
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, but a wrong command line is one sentence, and `-` and `_` in the names of flags are the same.
+
+    The published command lines have flags of both kinds.
+    """
+
+    def error(self, message: str):
+        self.exit(UsageError.exit_code, f"error: {message.rstrip('.')}; see --help\n")
+
+    def parse_known_args(self, args=None, namespace=None):
+        words = list(sys.argv[1:] if args is None else args)
+        end = words.index("--") if "--" in words else len(words)  # what follows are no flags
+        return super().parse_known_args([*map(self._as_declared, words[:end]), *words[end:]], namespace)
+
+    def _as_declared(self, word: str) -> str:
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            for flag in self._option_string_actions:
+                if flag.replace("_", "-") == name.replace("_", "-"):
+                    return flag + equals + value
+        return word
 
 
 def at_least(least: float, kind: type = int):
