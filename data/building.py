@@ -2,17 +2,16 @@
 import contextlib
 import hashlib
 import io
-import sys
 from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from utils.errors import InputError, UsageError
 from utils.files import replacing
+from utils.progress import progress_bar
 
 from .annotations import Entry, Folder, mask_from_file, mask_from_polygon, mask_from_rle, read_table
 from .columns import SCHEMA
@@ -132,7 +131,7 @@ def split_by_image(images: dict[str, tuple[str, str]], shares: list[float], seed
             name = leader[name]
         return name
 
-    for name in tqdm(sorted(images), desc="comparing images", unit="image", file=sys.stdout):
+    for name in progress_bar(sorted(images), desc="comparing images", unit="image"):
         for path in images[name]:
             try:
                 content = hashlib.sha256(read_file(path)).digest()
@@ -161,7 +160,7 @@ def write(items: list[Item], parts: list[int], outs: list[str]) -> list[str]:
         # Entered later, so left earlier: all files are complete before the first takes its place.
         writers = {part: stack.enter_context(pq.ParquetWriter(path, SCHEMA)) for part, path in temporary.items()}
         waiting = {part: [] for part in rows}
-        bar = tqdm(items, desc="writing", unit="row", file=sys.stdout)
+        bar = progress_bar(items, desc="writing", unit="row")
         for index, (item, part) in enumerate(zip(bar, parts, strict=True)):
             try:
                 row = maker.make(item, index)

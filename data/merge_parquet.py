@@ -10,7 +10,6 @@ import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # when run as a script
 
@@ -18,6 +17,7 @@ from data.parquet_rows import ROWS_PER_GROUP, first_line, open_parquet
 from utils.errors import InputError, UsageError, run
 from utils.files import replacing
 from utils.flags import ArgumentParser
+from utils.progress import progress_bar
 
 DEFAULT_PARTS = ["./data/mm_ris_train_part1.parquet", "./data/mm_ris_train_part2.parquet"]
 DEFAULT_OUT = "./data/mm_ris_train.parquet"
@@ -45,7 +45,7 @@ def merge(parts: list[str], out: str) -> int:
     schema = files[0].schema_arrow
     schema = pa.schema([field.with_nullable(True) for field in schema], schema.metadata)
     total = sum(file.metadata.num_rows for file in files)
-    bar = tqdm(total=total, desc=os.path.basename(out), unit="row")
+    bar = progress_bar(total=total, desc=os.path.basename(out), unit="row")
     with replacing(out) as temporary, bar, pq.ParquetWriter(temporary, schema) as writer:
         waiting = schema.empty_table()  # rows short of a full group, across the end of a part
         for part, file in zip(parts, files, strict=True):

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # when run as a script
 
@@ -24,6 +23,7 @@ from data.scenes import draw_infrared, draw_mask, draw_visible, make_scene, pick
 from utils.errors import run
 from utils.files import replacing
 from utils.flags import ArgumentParser, at_least, make_folder
+from utils.progress import progress_bar
 
 SPLITS = ("train", "val", "test")
 
@@ -60,7 +60,7 @@ def encode(image: np.ndarray, kind: str, **options) -> bytes:
 def write_split(path: str, split: str, count: int, size: int, seed: int) -> list[str]:
     """Write one parquet file; return its sentences."""
     sentences, group = [], []
-    rows = tqdm(make_rows(split, count, size, seed), total=count, desc=os.path.basename(path), unit="row")
+    rows = progress_bar(make_rows(split, count, size, seed), total=count, desc=os.path.basename(path), unit="row")
     with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
         for row in rows:
             sentences.append(row["question"])

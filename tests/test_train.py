@@ -62,6 +62,13 @@ def test_the_log_has_every_term_rate_and_metric_of_every_epoch(trained):
     assert epochs[1]["total"] < epochs[0]["total"]
 
 
+def test_what_is_printed_to_a_file_is_lines_of_text(trained):
+    """A line for each epoch, and nothing of progress bars, which only a terminal can show."""
+    printed = (trained / "stdout.txt").read_bytes().decode()
+    assert [line.split(":")[0] for line in printed.split("\n") if line.startswith("epoch ")] == ["epoch 0", "epoch 1"]
+    assert "\r" not in printed and "step/s" not in printed and "4 steps, 4 samples a step" in printed
+
+
 def test_checkpoints_are_in_the_released_format(trained):
     last = torch.load(trained / "last.pth", weights_only=True)  # without any exception to safe loading
     best = torch.load(trained / "model_best_lavt.pth", weights_only=True)

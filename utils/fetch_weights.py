@@ -16,6 +16,7 @@ if __package__ in (None, ""):  # started as a script: its folder, not the projec
 
 from utils.errors import InputError, UsageError, run
 from utils.flags import ArgumentParser, make_folder
+from utils.progress import bar_style
 
 BLOCK = 2**22  # bytes hashed at a time
 
@@ -106,7 +107,7 @@ def fetch(source: Source, revision: str, file: Remote, path: str) -> str:
 
     class Bar(hub_tqdm):
         def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs | {"file": sys.stdout})
+            super().__init__(*args, **kwargs | bar_style())
 
     if os.path.isfile(path):
         digest = verified(path, file)
