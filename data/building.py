@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from utils.errors import InputError, UsageError
 from utils.files import replacing
 from utils.progress import progress_bar
+from utils.text import counted
 
 from .annotations import Entry, Folder, mask_from_file, mask_from_polygon, mask_from_rle, read_table
 from .columns import SCHEMA
@@ -108,7 +109,7 @@ def find_files(table: str, folders: tuple[str, str, str]) -> tuple[list[Item], l
     unused = sorted(visible.files.keys() - {item.name for item in items})
     if not unused:
         return items, []
-    return items, [f"note: {len(unused)} images in {folders[0]} are named by no entry, the first is {unused[0]}"]
+    return items, [f"note: no entry names {counted(len(unused), 'image')} in {folders[0]}, the first is {unused[0]}"]
 
 
 def split_by_image(images: dict[str, tuple[str, str]], shares: list[float], seed: int) -> dict[str, int]:
@@ -177,7 +178,8 @@ def write(items: list[Item], parts: list[int], outs: list[str]) -> list[str]:
         for part, left in waiting.items():
             if left:
                 writers[part].write_table(pa.Table.from_pylist(left, SCHEMA))
-    told = [f"wrote {outs[part]}: {rows[part]} rows, {len(images[part])} images" for part in sorted(rows)]
+    told = [f"wrote {outs[part]}: {counted(rows[part], 'row')}, {counted(len(images[part]), 'image')}"
+            for part in sorted(rows)]
     return told + maker.notes()
 
 

@@ -18,6 +18,7 @@ from utils.errors import InputError, UsageError, run
 from utils.files import replacing
 from utils.flags import ArgumentParser
 from utils.progress import progress_bar
+from utils.text import counted
 
 DEFAULT_PARTS = ["./data/mm_ris_train_part1.parquet", "./data/mm_ris_train_part2.parquet"]
 DEFAULT_OUT = "./data/mm_ris_train.parquet"
@@ -101,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("--out is given, but no part to merge")
     parts, out = args.parts or DEFAULT_PARTS, args.out or DEFAULT_OUT
     rows = merge(parts, out)
-    print(f"wrote {out}: {rows} rows from {len(parts)} {'file' if len(parts) == 1 else 'files'}")
+    print(f"wrote {out}: {counted(rows, 'row')} from {counted(len(parts), 'file')}")
 
 
 if __name__ == "__main__":

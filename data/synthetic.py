@@ -24,6 +24,7 @@ from utils.errors import run
 from utils.files import replacing
 from utils.flags import ArgumentParser, at_least, make_folder
 from utils.progress import progress_bar
+from utils.text import counted
 
 SPLITS = ("train", "val", "test")
 
@@ -92,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
         path = os.path.join(args.out, f"mm_ris_{split}.parquet")
         count = getattr(args, split)
         sentences += write_split(path, split, count, args.size, args.seed)
-        print(f"wrote {path}: {count} rows")
+        print(f"wrote {path}: {counted(count, 'row')}")
     folder = os.path.join(args.out, "bert")
     write_tiny_bert(folder, sentences, args.seed, dropout=0.0)  # a few epochs from random weights: nothing to overfit
     print(f"wrote {folder}: a tiny BERT with random weights")

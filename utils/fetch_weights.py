@@ -17,6 +17,7 @@ if __package__ in (None, ""):  # started as a script: its folder, not the projec
 from utils.errors import InputError, UsageError, run
 from utils.flags import ArgumentParser, make_folder
 from utils.progress import bar_style
+from utils.text import counted
 
 BLOCK = 2**22  # bytes hashed at a time
 
@@ -181,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
         chosen = choose(source, files, args.only)
         make_folder(source.folder, "--to")
         total = sum(file.size for file in chosen.values())
-        print(f"{source.repo} at {revision[:8]}: {len(chosen)} files, {total / 1e6:.1f} MB", flush=True)
+        print(f"{source.repo} at {revision[:8]}: {counted(len(chosen), 'file')}, {total / 1e6:.1f} MB", flush=True)
         for name, file in sorted(chosen.items()):
             path = os.path.join(source.folder, name)
             print(f"{path}  sha256 {fetch(source, revision, file, path)}", flush=True)
