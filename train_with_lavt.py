@@ -137,9 +137,7 @@ def parse_args() -> argparse.Namespace:
     args.resume = find_resume(args.resume, args.output_dir)
     if args.eval_only and not args.resume:
         parser.error(f"argument --resume: there is no last.pth in {args.output_dir!r}")
-    needed = ["val_parquet", "bert_tokenizer", "ck_bert"]
-    if not args.eval_only:
-        needed.append("train_parquet")
+    needed = ["train_parquet"] * (not args.eval_only) + ["val_parquet", "bert_tokenizer", "ck_bert"]
     if not args.resume:  # a run that goes on brings its weights along
         needed += ["init_from_lavt_one", "ck_prefusion"] + ["pretrained_swin_weights"] * (not args.train_fuser_only)
     require_existing(args, *needed)

@@ -22,11 +22,9 @@ from data.parquet_rows import ROWS_PER_GROUP
 from data.scenes import draw_infrared, draw_mask, draw_visible, make_scene, pick_expression, sentence
 from utils.errors import run
 from utils.files import replacing
-from utils.flags import ArgumentParser, at_least, make_folder
+from utils.flags import SPLITS, ArgumentParser, at_least, make_folder
 from utils.progress import progress_bar
 from utils.text import counted
-
-SPLITS = ("train", "val", "test")
 
 
 def make_rows(split: str, count: int, size: int, seed: int):

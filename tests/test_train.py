@@ -165,10 +165,11 @@ def test_tensorboard_and_run_json_tell_what_the_run_is(trained):
 
 
 def test_every_option_of_the_optimization_is_taken(scenes, tmp_path):
-    train(scenes, tmp_path, "--epochs", 1, "--seg_loss", "dice", "--amsgrad", "--grad_clip", 0.1, "--fusion_drop", 0.2,
-          "--channels-last", "--mha", "1-2-4-8", "--window12", "--model_id", "try",
-          "--print-freq", 1, "--pin_mem", "--eval_vis_dir", "")
+    result = train(scenes, tmp_path, "--epochs", 1, "--seg_loss", "dice", "--amsgrad", "--grad_clip", 0.1,
+                   "--fusion_drop", 0.2, "--channels-last", "--mha", "1-2-4-8", "--window12", "--model_id", "try",
+                   "--print-freq", 1, "--pin_mem", "--eval_vis_dir", "")
     content = checkpoint.read(str(tmp_path / "model_best_try.pth"), "--ckpt")
+    assert "1 of 1 epoch done; best overall IoU" in result.stdout
     assert len(content["model"]["backbone.layers.0.blocks.0.attn.relative_position_bias_table"]) == 23 ** 2
     assert content["args"]["mha"] == "1-2-4-8"
     assert not (tmp_path / "eval_vis").exists()
@@ -246,6 +247,16 @@ def test_what_cannot_work_ends_with_one_sentence(flags, code, message, scenes, t
     assert stopped.value.code == code
     error = capsys.readouterr().err
     assert message in error and "usage:" not in error
+
+
+def test_with_nothing_there_the_training_set_is_asked_for_first(tmp_path, monkeypatch, capsys):
+    import train_with_lavt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train_with_lavt.py"])
+    with pytest.raises(SystemExit):
+        run(train_with_lavt.main)
+    assert capsys.readouterr().err.startswith("error: --train_parquet: there is no './data/mm_ris_train.parquet'")
 
 
 def test_a_damaged_row_is_named_whichever_process_reads_it(scenes, tmp_path):

@@ -7,6 +7,7 @@ import sys
 from .errors import UsageError
 
 BERT = "./bert/pretrained_weights/bert-base-uncased"
+SPLITS = ("train", "val", "test")
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -64,6 +65,30 @@ def thresholds(text: str) -> tuple[float, ...]:
     if not all(0 <= value <= 1 for value in values):
         raise argparse.ArgumentTypeError(f"must be numbers between 0 and 1 separated by commas, not {text!r}")
     return values
+
+
+def proportions(text: str) -> list[float]:
+    """An argparse type: shares of SPLITS, scaled to add up to 1; the last may be left out."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not 2 <= len(values) <= 3 or not all(0 <= value < math.inf for value in values) or not sum(values):
+        raise argparse.ArgumentTypeError(f"must be two or three numbers, for {', '.join(SPLITS)}, as in 0.8,0.1,0.1; "
+                                         f"not {text!r}")
+    return [value / sum(values) for value in values] + [0.0] * (3 - len(values))
+
+
+def split_files(folder: str) -> list[str]:
+    """The files in `folder`, which is made, that --split writes.
+
+    Raises:
+        UsageError: it is the name of a file, or cannot be made.
+    """
+    if folder.endswith(".parquet"):
+        raise UsageError(f"--out: with --split, give a folder, not {folder!r}")
+    make_folder(folder, "--out")
+    return [os.path.join(folder, f"mm_ris_{name}.parquet") for name in SPLITS]
 
 
 def require_existing(args: argparse.Namespace, *names: str) -> None:
