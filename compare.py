@@ -4,15 +4,16 @@ import json
 import os
 
 from utils.errors import InputError, UsageError, run
-from utils.flags import at_least
+from utils.flags import ArgumentParser, at_least
+from utils.text import counted
 
 KEYS = ["index", "image_name"]  # what tells samples apart
 COLUMNS = ["question", "iou", "intersection", "union"]
 TOLERANCE = 0.01  # percent, by which the mIoU of the two files of a run may differ: only a rounding
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
     parser.add_argument("a", metavar="A", help="metrics.json of one run of test.py, or its folder; per_sample.csv "
                                                "lies beside it")
@@ -56,8 +57,8 @@ def read_run(path: str):
         raise InputError(f"{table} is not what test.py writes ({str(error).splitlines()[0]})") from error
     found = 100 * samples["iou"].mean()
     if len(samples) != count or abs(found - miou) > TOLERANCE:
-        raise InputError(f"{table} and {path} are not of the same run: {len(samples)} samples of mIoU {found:.2f}, and "
-                         f"{count} of {miou:.2f}")
+        raise InputError(f"{table} and {path} are not of the same run: {counted(len(samples), 'sample')} of mIoU "
+                         f"{found:.2f}, and {count} of {miou:.2f}")
     return metrics, samples
 
 
@@ -97,6 +98,12 @@ def flat(metrics: dict) -> dict[str, float]:
     return {name: value for name, value in (metrics | fused).items() if isinstance(value, float)}
 
 
+def differences(a: dict, b: dict) -> list[str]:
+    """Which settings two `metrics.json` say to be different, as `img_size 480 → 96`."""
+    a, b = a.get("settings", {}), b.get("settings", {})
+    return [f"{name} {value} → {b[name]}" for name, value in a.items() if name in b and b[name] != value]
+
+
 def main() -> None:
     args = build_parser().parse_args()
     (metrics_a, a), (metrics_b, b) = read_run(args.a), read_run(args.b)
@@ -110,12 +117,11 @@ def main() -> None:
     images = a.index.get_level_values("image_name")
     found = compare(ratios(a, thresholds, more), ratios(b, thresholds, more), images, args.seed)
 
-    print(f"A  {args.a}\nB  {args.b}\n{len(a)} samples of {images.nunique()} images")
+    print(f"A  {args.a}\nB  {args.b}\n{counted(len(a), 'sample')} of {counted(images.nunique(), 'image')}")
     if other := (a["question"] != b["question"]).sum():
         print(f"note: {other} of them have another sentence in B than in A")
-    sizes = [metrics.get("settings", {}).get("img_size") for metrics in (metrics_a, metrics_b)]
-    if sizes[0] != sizes[1] and None not in sizes:
-        print(f"note: A was measured at {sizes[0]} px, B at {sizes[1]} px")
+    if changes := differences(metrics_a, metrics_b):
+        print(f"note: other settings in B than in A: {', '.join(changes)}")
     print(f"\n{'':<14}{'A':>9}{'B':>9}{'B - A':>9}  {'95% interval':<18}{'p':>7}")
     for name in (name for name in values_a if name in values_b):
         line = f"{name:<14}{values_a[name]:>9.3f}{values_b[name]:>9.3f}{values_b[name] - values_a[name]:>9.3f}"

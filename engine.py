@@ -1,17 +1,16 @@
 """Train one epoch, evaluate one data set."""
 import math
-import sys
 import time
 from dataclasses import dataclass, field
 
 import torch
-from tqdm import tqdm
 
 from utils import distributed
 from utils.autosave import STOP
 from utils.device import autocast
 from utils.errors import InputError
 from utils.metrics import THRESHOLDS, pixel_counts, summarise, usable_rows
+from utils.progress import progress_bar, say
 
 INPUTS = ("vis", "ir", "input_ids", "attention_mask")
 
@@ -108,7 +107,7 @@ class Readings:
 def _say(line: str) -> None:
     """Print beside a progress bar."""
     if distributed.rank() == 0:
-        tqdm.write(line, file=sys.stdout)
+        say(line)
 
 
 def train_one_epoch(model, criterion, loader, optimizer, scheduler, scaler, device, progress: Progress, autosave, *,
@@ -141,8 +140,8 @@ def train_one_epoch(model, criterion, loader, optimizer, scheduler, scaler, devi
     parameters = [p for p in model.parameters() if p.requires_grad]
     last = progress.step + len(loader) // accum
     readings = Readings(progress, scaler, dtype, max_bad_steps)
-    bar = tqdm(total=last, initial=progress.step, desc=f"epoch {progress.epoch}", unit="step", file=sys.stdout,
-               dynamic_ncols=True, disable=distributed.rank() > 0)
+    bar = progress_bar(total=last, initial=progress.step, desc=f"epoch {progress.epoch}", unit="step",
+                       disable=distributed.rank() > 0)
     batches = iter(loader)
     clock, samples = time.perf_counter(), 0
     while progress.step < last:
@@ -275,8 +274,7 @@ def evaluate_fusion(model, criterion, loader, device, on_batch=None, bad: list[s
 
 def _outputs(model, loader, device, dtype, messages: list[str]):
     """Each batch with the model's output; what is said of rows that were left out goes to `messages`."""
-    for batch in tqdm(loader, desc="evaluate", unit="batch", file=sys.stdout, dynamic_ncols=True,
-                      disable=distributed.rank() > 0):
+    for batch in progress_bar(loader, desc="evaluate", unit="batch", disable=distributed.rank() > 0):
         messages += batch.get("bad", [])
         if len(batch["row"]):
             with autocast(device, dtype):

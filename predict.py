@@ -6,15 +6,15 @@ import re
 import sys
 
 from utils.errors import InputError, UsageError, run
-from utils.flags import add_checkpoint_flags, make_folder, require_existing
+from utils.flags import ArgumentParser, add_checkpoint_flags, make_folder, require_existing
 
 KINDS = ("fused", "mask", "overlay", "panel")
 
 log = logging.getLogger("predict")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
     needed = {"required": True, "default": argparse.SUPPRESS}
     parser.add_argument("--ckpt", **needed, help="checkpoint to use")
@@ -54,10 +54,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 
     # After the command line is known to be good: these take seconds.
-    from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from data.pictures import pair_files
+    from utils.progress import progress_bar
     from utils.results import set_aside
 
     pairs, alone = pair_files(args.visible, args.infrared)
@@ -69,7 +69,7 @@ def main() -> None:
     written = f"({'|'.join(re.escape(name) for row in names for name in row)})-({'|'.join(KINDS)})\\.png"
     failed = 0
     with logging_redirect_tqdm():
-        bar = tqdm(pairs, unit="pair", file=sys.stdout, dynamic_ncols=True, disable=len(pairs) == 1)
+        bar = progress_bar(pairs, unit="pair", disable=len(pairs) == 1)
         for number, (files, stems) in enumerate(zip(bar, names, strict=True)):
             try:
                 pair = read_pair(predictor, files)

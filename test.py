@@ -6,17 +6,26 @@ import os
 import sys
 
 from utils.errors import UsageError, run
-from utils.flags import add_checkpoint_flags, at_least, make_folder, require_existing, resolve, thresholds
+from utils.flags import (
+    ArgumentParser,
+    add_checkpoint_flags,
+    at_least,
+    make_folder,
+    require_existing,
+    resolve,
+    thresholds,
+)
 
 SHEET_ROWS = 8
 RESULTS = r"fusion|Binary|Overlay|GT|contact_sheet\.png|metrics\.json|per_sample\.csv|report\.html"
-SETTINGS = ("ckpt", "test_parquet", "img_size", "shuffle_text", "tta", "amp", "limit", "bad_rows", "seed")
+# What the figures rest on; what they do not depend on, such as --out_dir and -b, stays out.
+SETTINGS = ("ckpt", "test_parquet", "img_size", "mha", "shuffle_text", "tta", "amp", "limit", "bad_rows", "seed")
 
 log = logging.getLogger("test")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
     parser.add_argument("--ckpt", required=True, default=argparse.SUPPRESS, help="checkpoint to evaluate")
     parser.add_argument("--test_parquet", default="./data/mm_ris_test.parquet", help="parquet file, or folder of them")
@@ -142,7 +151,7 @@ def test(args: argparse.Namespace, device) -> None:
     if not main_process:
         return
     evaluated = usable_rows(counts)
-    results = metrics | context(args, dataset, counts, bad)
+    results = metrics | context(args, device, dataset, counts, bad)
     if args.fusion_metrics:
         results["fusion_metrics"] = meter.summary(evaluated)
     if args.text_ablation:
@@ -187,8 +196,10 @@ def load(args: argparse.Namespace, device):
     return model, tokenizer
 
 
-def context(args: argparse.Namespace, dataset, counts, bad: list[str]) -> dict:
+def context(args: argparse.Namespace, device, dataset, counts, bad: list[str]) -> dict:
     """What `metrics.json` says about its metrics: how sure they are, how they were made, and what was left out."""
+    import torch
+
     from utils import bootstrap
     from utils.metrics import usable_rows
 
@@ -197,7 +208,8 @@ def context(args: argparse.Namespace, dataset, counts, bad: list[str]) -> dict:
     ratios = bootstrap.segmentation_ratios(*counts[rows, :2].T.numpy(), args.iou_thresholds)
     return {"intervals_95": bootstrap.percent_intervals(ratios, images, args.seed),
             "bootstrap": {"resamples": bootstrap.RESAMPLES, "images": len(set(images)), "seed": args.seed},
-            "settings": {name: getattr(args, name) for name in SETTINGS},
+            "settings": {name: getattr(args, name) for name in SETTINGS} | {
+                "device": device.type, "torch": torch.__version__},
             "bad_rows": {"count": len(bad), "messages": bad}}
 
 
@@ -206,19 +218,20 @@ def announce(args: argparse.Namespace, results: dict) -> None:
     from utils import ablation, fusion_metrics
     from utils.metrics import table
     from utils.results import FOLDERS
+    from utils.text import counted
 
     print(f"{args.test_parquet}, sentences swapped between samples" if args.shuffle_text else args.test_parquet)
     plain = {name: value for name, value in results.items() if isinstance(value, int | float)}
     print(table(plain, results["intervals_95"]))
-    images = results["bootstrap"]["images"]
-    print(f"in brackets: 95% intervals, {results['bootstrap']['resamples']} bootstrap resamples of {images} images")
+    images = counted(results["bootstrap"]["images"], "image")
+    print(f"in brackets: 95% intervals, {results['bootstrap']['resamples']} bootstrap resamples of {images}")
     if args.text_ablation:
         print(f"\n{ablation.table(results['text_ablation'])}")
         print("change of the fused image against that of the true sentence, inside and outside the object, of 255")
     if args.fusion_metrics:
         print(f"\n{fusion_metrics.table(results['fusion_metrics'])}")
     if results["bad_rows"]["count"]:
-        print("\n".join([f"\n{results['bad_rows']['count']} rows left out:", *results["bad_rows"]["messages"]]))
+        print(f"\n{counted(results['bad_rows']['count'], 'row')} left out:", *results["bad_rows"]["messages"], sep="\n")
     folders = "".join(f", {folder}/" for folder in FOLDERS[args.save])
     print(f"in {args.out_dir}: metrics.json, per_sample.csv, report.html, contact_sheet.png{folders}")
 

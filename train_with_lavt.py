@@ -7,7 +7,8 @@ import shlex
 import sys
 
 from utils.errors import InputError, UsageError, run
-from utils.flags import at_least, find_resume, image_size, make_folder, require_existing
+from utils.flags import ArgumentParser, at_least, find_resume, image_size, make_folder, require_existing
+from utils.text import counted
 
 BERT = "./bert/pretrained_weights/bert-base-uncased"
 SWIN = "./pretrained_weights/swin_base_patch4_window12_384_22k.pth"
@@ -19,8 +20,8 @@ RUN_FILES = r"log\.jsonl|run\.json|curves\.png|tensorboard|(last|epoch_\d+|model
 log = logging.getLogger("train")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
     rate, count, weight = at_least(0, float), at_least(1), at_least(0, float)
 
@@ -136,9 +137,7 @@ def parse_args() -> argparse.Namespace:
     args.resume = find_resume(args.resume, args.output_dir)
     if args.eval_only and not args.resume:
         parser.error(f"argument --resume: there is no last.pth in {args.output_dir!r}")
-    needed = ["val_parquet", "bert_tokenizer", "ck_bert"]
-    if not args.eval_only:
-        needed.append("train_parquet")
+    needed = ["train_parquet"] * (not args.eval_only) + ["val_parquet", "bert_tokenizer", "ck_bert"]
     if not args.resume:  # a run that goes on brings its weights along
         needed += ["init_from_lavt_one", "ck_prefusion"] + ["pretrained_swin_weights"] * (not args.train_fuser_only)
     require_existing(args, *needed)
@@ -288,8 +287,8 @@ def train(args: argparse.Namespace, device) -> None:
         autosave.save()
 
     record.close()
-    log.info("%d of %d epochs are done; best %s, in %s", progress.epoch, args.epochs, f"val_total {-progress.best:.4f}"
-             if args.train_fuser_only else f"overall IoU {progress.best:.2f}",
+    best = f"val_total {-progress.best:.4f}" if args.train_fuser_only else f"overall IoU {progress.best:.2f}"
+    log.info("%d of %s done; best %s, in %s", progress.epoch, counted(args.epochs, "epoch"), best,
              os.path.join(args.output_dir, f"model_best_{args.model_id}.pth"))
 
 
@@ -425,8 +424,8 @@ def build_loaders(args: argparse.Namespace, tokenizer, device):
     train_set = MMRISDataset(args.train_parquet, tokenizer, args.img_size, masks=masks, bad_rows=args.bad_rows)
     step_samples = args.batch_size * args.grad_accum_steps * world_size
     if len(train_set) < step_samples:
-        raise InputError(f"{args.train_parquet} has {len(train_set)} rows, fewer than the {step_samples} of one step; "
-                         "lower -b")
+        raise InputError(f"{args.train_parquet} has {counted(len(train_set), 'row')}, fewer than the {step_samples} of "
+                         "one step; lower -b")
     return loader(train_set, EpochSampler(train_set, step_samples, rank, world_size, args.seed)), val_loader
 
 
@@ -466,11 +465,12 @@ def summarise_run(args: argparse.Namespace, device, model, train_rows: int, val_
                 for name, network in model.networks().items()}
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
     precision = args.amp_dtype if args.amp else "tf32" if args.tf32 else "float32"
-    log.info("%s, %d process%s, %s; parameters %s (%.1f M trained)", describe(device), distributed.world_size(),
-             "es" if distributed.world_size() > 1 else "", precision,
+    log.info("%s, %s, %s; parameters %s (%.1f M trained)", describe(device),
+             counted(distributed.world_size(), "process", "processes"), precision,
              ", ".join(f"{name} {count:.1f} M" for name, count in millions.items()), learning)
-    log.info("%d training and %d validation samples; %d epochs of %d steps, %d samples a step", train_rows, val_rows,
-             args.epochs, train_rows // step_samples, step_samples)
+    log.info("%d training and %s; %s of %s, %s a step", train_rows, counted(val_rows, "validation sample"),
+             counted(args.epochs, "epoch"), counted(train_rows // step_samples, "step"),
+             counted(step_samples, "sample"))
     return {
         "device": describe(device), "processes": distributed.world_size(), "precision": precision,
         "million_parameters": millions, "million_trained": round(learning, 3), "training_samples": train_rows,

@@ -19,7 +19,7 @@ import warnings
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # when run as a script
 
 from utils.errors import UsageError, run
-from utils.flags import at_least
+from utils.flags import ArgumentParser, at_least
 
 WIDTH, HEIGHT, SIDE, BATCH = 640, 480, 480, 16
 PAIRS = 32
@@ -302,7 +302,7 @@ def print_memory(size: float, rows: list[dict]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", type=at_least(0, float), default=5, help="size of the synthetic file; 0: none")
     parser.add_argument("--rows_per_group", type=at_least(1), default=16, help="its row groups")
     parser.add_argument("--quality", type=at_least(1), default=90, help="of the JPEGs to decode")

@@ -7,33 +7,19 @@ TABLE is CSV or JSON with `image`, `expression` and `mask` (a file), `polygon` o
 visible/ and infrared/, masks in masks/, matched by name.
 """
 import argparse
-import math
 import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # when run as a script
 
 from utils.errors import UsageError, run
-from utils.flags import at_least, make_folder
+from utils.flags import ArgumentParser, at_least, proportions, split_files
 
-SPLITS = ("train", "val", "test")
 FOLDERS = ("visible", "infrared", "masks")
 
 
-def proportions(text: str) -> list[float]:
-    """An argparse type: shares of train, val and test, scaled to add up to 1."""
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if len(values) != len(SPLITS) or not all(0 <= value < math.inf for value in values) or not sum(values):
-        raise argparse.ArgumentTypeError(f"must be three numbers, for {', '.join(SPLITS)}, as in 0.8,0.1,0.1; "
-                                         f"not {text!r}")
-    return [value / sum(values) for value in values]
-
-
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Make parquet files of the MM-RIS schema from folders of images and a table of expressions.")
     parser.add_argument("table", metavar="TABLE", help="CSV, TSV, JSON (a list of objects) or JSON lines with image, "
                         "expression and, unless a file in masks/ has the image's name, mask, polygon or rle")
@@ -60,10 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.masks and not os.path.isdir(args.masks):
         raise UsageError(f"--masks: there is no folder {args.masks!r}")
     if args.split:
-        if args.out.endswith(".parquet"):
-            raise UsageError(f"--out: with --split, give a folder, not {args.out!r}")
-        make_folder(args.out, "--out")
-        outs = [os.path.join(args.out, f"mm_ris_{name}.parquet") for name in SPLITS]
+        outs = split_files(args.out)
     else:
         if not os.path.isdir(os.path.dirname(os.path.abspath(args.out))) or os.path.isdir(args.out):
             raise UsageError(f"--out: {args.out} is not a file name in an existing folder")

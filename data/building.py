@@ -2,23 +2,25 @@
 import contextlib
 import hashlib
 import io
-import sys
 from collections import Counter
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
-from utils.errors import InputError, UsageError
+from utils.errors import InputError
 from utils.files import replacing
+from utils.progress import progress_bar
+from utils.text import counted
 
 from .annotations import Entry, Folder, mask_from_file, mask_from_polygon, mask_from_rle, read_table
 from .columns import SCHEMA
 from .decode import decode_image
 from .parquet_rows import ROWS_PER_GROUP
 from .row_checks import marked_as_turned
+from .splitting import split_by_image
 
 SHOWN = 20  # mistakes told one by one
 
@@ -77,7 +79,7 @@ def build(table: str, folders: tuple[str, str, str], outs: list[str], shares: li
     items, notes = find_files(table, folders)
     parts = [0] * len(items)
     if len(outs) > 1:
-        part_of = split_by_image({item.name: (item.visible, item.infrared) for item in items}, shares, seed)
+        part_of = split_by_image(contents(items), shares, seed)
         parts = [part_of[item.name] for item in items]
     return write(items, parts, outs) + notes
 
@@ -109,47 +111,17 @@ def find_files(table: str, folders: tuple[str, str, str]) -> tuple[list[Item], l
     unused = sorted(visible.files.keys() - {item.name for item in items})
     if not unused:
         return items, []
-    return items, [f"note: {len(unused)} images in {folders[0]} are named by no entry, the first is {unused[0]}"]
+    return items, [f"note: no entry names {counted(len(unused), 'image')} in {folders[0]}, the first is {unused[0]}"]
 
 
-def split_by_image(images: dict[str, tuple[str, str]], shares: list[float], seed: int) -> dict[str, int]:
-    """Deal images out to parts; names whose visible or infrared files have the same bytes get the same part.
-
-    Args:
-        images: name to paths of the visible and the infrared file.
-        shares: of the parts, adding up to 1; a part with a share above 0 gets at least one image.
-    Returns:
-        name to number of its part.
-    Raises:
-        UsageError: there are too few images.
-        InputError: a file cannot be read.
-    """
-    owner: dict[bytes, str] = {}  # of a file's content: the first name that has it
-    leader = {name: name for name in images}
-
-    def lead(name: str) -> str:
-        while leader[name] != name:
-            name = leader[name]
-        return name
-
-    for name in tqdm(sorted(images), desc="comparing images", unit="image", file=sys.stdout):
-        for path in images[name]:
-            try:
-                content = hashlib.sha256(read_file(path)).digest()
-            except ValueError as error:
-                raise InputError(str(error)) from error
-            leader[lead(name)] = lead(owner.setdefault(content, name))
-    leaders = sorted({lead(name) for name in images})
-    counts = [max(1, round(len(leaders) * share)) if share else 0 for share in shares]
-    largest = max(range(len(shares)), key=lambda part: shares[part])
-    counts[largest] += len(leaders) - sum(counts)
-    if counts[largest] < 1:
-        raise UsageError(f"--split: {len(leaders)} different images are too few for "
-                         f"{sum(share > 0 for share in shares)} parts")
-    order = np.random.default_rng(seed).permutation(len(leaders)).tolist()
-    numbers = np.repeat(np.arange(len(shares)), counts).tolist()
-    part_of = {leaders[place]: number for place, number in zip(order, numbers, strict=True)}
-    return {name: part_of[lead(name)] for name in images}
+def contents(items: list[Item]) -> Iterator[tuple[str, list[bytes]]]:
+    """Name and digests of each image, for `split_by_image`."""
+    images = {item.name: (item.visible, item.infrared) for item in items}
+    for name in progress_bar(sorted(images), desc="comparing images", unit="image"):
+        try:
+            yield name, [hashlib.sha256(read_file(path)).digest() for path in images[name]]
+        except ValueError as error:
+            raise InputError(str(error)) from error
 
 
 def write(items: list[Item], parts: list[int], outs: list[str]) -> list[str]:
@@ -161,7 +133,7 @@ def write(items: list[Item], parts: list[int], outs: list[str]) -> list[str]:
         # Entered later, so left earlier: all files are complete before the first takes its place.
         writers = {part: stack.enter_context(pq.ParquetWriter(path, SCHEMA)) for part, path in temporary.items()}
         waiting = {part: [] for part in rows}
-        bar = tqdm(items, desc="writing", unit="row", file=sys.stdout)
+        bar = progress_bar(items, desc="writing", unit="row")
         for index, (item, part) in enumerate(zip(bar, parts, strict=True)):
             try:
                 row = maker.make(item, index)
@@ -178,7 +150,8 @@ def write(items: list[Item], parts: list[int], outs: list[str]) -> list[str]:
         for part, left in waiting.items():
             if left:
                 writers[part].write_table(pa.Table.from_pylist(left, SCHEMA))
-    told = [f"wrote {outs[part]}: {rows[part]} rows, {len(images[part])} images" for part in sorted(rows)]
+    told = [f"wrote {outs[part]}: {counted(rows[part], 'row')}, {counted(len(images[part]), 'image')}"
+            for part in sorted(rows)]
     return told + maker.notes()
 
 

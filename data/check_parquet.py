@@ -11,13 +11,14 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # when run as a script
 
 from utils.errors import InputError, UsageError, run
-from utils.flags import at_least, make_folder
+from utils.flags import ArgumentParser, at_least, make_folder
+from utils.text import counted
 
 SHOWN = 20  # findings printed; the report has all
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Verify every row of parquet files in the MM-RIS schema.",
         epilog="Exit code 1 if a row or file cannot be used, or, with --strict, if there are warnings.")
     parser.add_argument("files", nargs="+", metavar="FILE", help="parquet file, or a folder of them, which then count "
@@ -60,9 +61,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"wrote {sheet}")
     errors = sum(found.problem.severity == ERROR for found in findings)
     if errors:
-        raise InputError(f"{errors} problems make rows or files unusable; {report} lists them")
+        raise InputError(f"{counted(errors, 'problem')} with rows or files that cannot be used; {report} lists them")
     if args.strict and findings:
-        raise InputError(f"{len(findings)} warnings; {report} lists them")
+        raise InputError(f"{counted(len(findings), 'warning')}; {report} lists them")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
 """All rows of parquet data sets, checked by several processes: problems, statistics, and samples to look at."""
-import sys
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -9,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from utils.errors import InputError
+from utils.progress import progress_bar
 
 from .columns import IMAGES, MASK, TEXT
 from .parquet_rows import find_parquet, first_line, open_parquet
@@ -103,7 +102,7 @@ class Checker:
         Raises:
             InputError: a process has died, as it does when memory runs out.
         """
-        with tqdm(total=self._total, desc="checking", unit="row", file=sys.stdout) as bar:
+        with progress_bar(total=self._total, desc="checking", unit="row") as bar:
             for job, facts in self._answers():
                 for offset, (cells, fact) in enumerate(zip(job.rows, facts, strict=True)):
                     self._take(job.data, job.file, job.first + offset, cells, fact)

@@ -17,6 +17,7 @@ SCHEMA = pa.schema([
 TEXT = ("image_name", "question")
 IMAGES = ("visible_image", "infrared_image")
 MASK = "segmentation"
+NULL, NO_WORDS = "is empty (null)", "is empty (no words)"  # after a column's name, what makes its row unusable
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def read_columns(path: str, files: list[str], byte_columns: list[str]) -> tuple[
         table = _read_file(file, byte_columns)
         for column in TEXT:
             for row, reason in _missing(table[column], column):
-                problems.setdefault(rows + row, f"{file}: row {row}: {column} is empty ({reason})")
+                problems.setdefault(rows + row, f"{file}: row {row}: {column} {reason}")
         tables.append(table)
         rows += len(table)
     if not rows:
@@ -117,11 +118,11 @@ def _read_file(file: str, byte_columns: list[str]) -> pa.Table:
 def _missing(texts: pa.ChunkedArray, column: str):
     """Rows without a text, and why. A name may be blank; without a sentence there is nothing to look for."""
     for row in np.flatnonzero(texts.is_null().to_numpy()).tolist():
-        yield row, "null"
+        yield row, NULL
     if column == "question":
         blank = pc.equal(pc.utf8_trim_whitespace(texts), "").fill_null(False)
         for row in np.flatnonzero(blank.to_numpy()).tolist():
-            yield row, "no words"
+            yield row, NO_WORDS
 
 
 def _usable_indices(path: str, tables: list[pa.Table], rows: int) -> pa.Array:

@@ -7,7 +7,7 @@ import torch
 
 from utils.errors import InputError
 
-from .columns import IMAGES, MASK, read_columns
+from .columns import IMAGES, MASK, NULL, read_columns
 from .decode import decode_mask, decode_pixels
 from .parquet_rows import ParquetRows, RowError, find_parquet
 from .resize import Squares
@@ -117,7 +117,7 @@ class MMRISDataset(torch.utils.data.Dataset):
 
     def _decode(self, cells: dict, column: str, row: int) -> np.ndarray:
         if cells[column] is None:
-            raise RowError(f"{self._place(row, column)} is empty (null)")
+            raise RowError(f"{self._place(row, column)} {NULL}")
         try:
             if column == MASK:
                 return decode_mask(cells[column])

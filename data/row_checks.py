@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from .columns import IMAGES, MASK
+from .columns import IMAGES, MASK, NO_WORDS, NULL
 from .decode import decode_image, decode_mask
 
 ERROR, WARNING = "error", "warning"  # a row that cannot be used; one to look at
@@ -43,11 +43,11 @@ def check_row(cells: dict, thumbnail: int = 0) -> Facts:
         cells: the columns of the schema as Python values; `index` may be missing.
         thumbnail: width in pixels, and greatest height, of `thumbnails`; 0: none. Unusable rows have none.
     """
-    problems = [Problem(ERROR, "null", column, "is empty (null)")
+    problems = [Problem(ERROR, "null", column, NULL)
                 for column, value in cells.items() if value is None and column != "index"]
     sentence = cells["question"]
     if sentence is not None and not sentence.strip():
-        problems.append(Problem(ERROR, "expression", "question", "has no words"))
+        problems.append(Problem(ERROR, "expression", "question", NO_WORDS))
     pictures = [_decode(cells, column, decode_image, problems) for column in IMAGES]
     mask = _decode(cells, "segmentation", decode_mask, problems)
     for column, picture in zip(IMAGES, pictures, strict=True):

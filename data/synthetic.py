@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # when run as a script
 
@@ -23,9 +22,9 @@ from data.parquet_rows import ROWS_PER_GROUP
 from data.scenes import draw_infrared, draw_mask, draw_visible, make_scene, pick_expression, sentence
 from utils.errors import run
 from utils.files import replacing
-from utils.flags import at_least, make_folder
-
-SPLITS = ("train", "val", "test")
+from utils.flags import SPLITS, ArgumentParser, at_least, make_folder
+from utils.progress import progress_bar
+from utils.text import counted
 
 
 def make_rows(split: str, count: int, size: int, seed: int):
@@ -60,7 +59,7 @@ def encode(image: np.ndarray, kind: str, **options) -> bytes:
 def write_split(path: str, split: str, count: int, size: int, seed: int) -> list[str]:
     """Write one parquet file; return its sentences."""
     sentences, group = [], []
-    rows = tqdm(make_rows(split, count, size, seed), total=count, desc=os.path.basename(path), unit="row")
+    rows = progress_bar(make_rows(split, count, size, seed), total=count, desc=os.path.basename(path), unit="row")
     with replacing(path) as temporary, pq.ParquetWriter(temporary, SCHEMA) as writer:
         for row in rows:
             sentences.append(row["question"])
@@ -72,7 +71,7 @@ def write_split(path: str, split: str, count: int, size: int, seed: int) -> list
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Write synthetic infrared-visible scenes with referring expressions in the MM-RIS schema, and a "
                     "tiny BERT folder for them.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to; made if absent")
@@ -92,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
         path = os.path.join(args.out, f"mm_ris_{split}.parquet")
         count = getattr(args, split)
         sentences += write_split(path, split, count, args.size, args.seed)
-        print(f"wrote {path}: {count} rows")
+        print(f"wrote {path}: {counted(count, 'row')}")
     folder = os.path.join(args.out, "bert")
     write_tiny_bert(folder, sentences, args.seed, dropout=0.0)  # a few epochs from random weights: nothing to overfit
     print(f"wrote {folder}: a tiny BERT with random weights")

@@ -126,6 +126,18 @@ def test_shapes_stand_in_csv_cells_as_json_and_lines_of_json_work_too(folder):
     assert from_csv == from_lines and (mask_of(from_csv[0]) == (box(2) > 0)).all()
 
 
+def test_tabs_may_separate_the_cells(folder):
+    """As spreadsheets export them: commas stand as they are, and quotation marks around a cell are left out."""
+    polygon = [5, 4, 12, 4, 12, 12, 5, 12]
+    (folder / "table.tsv").write_bytes("\r\n".join("\t".join(cells) for cells in (
+        ("image", "expression", "polygon", "notes"), ("a2.jpg", "the red one, left", json.dumps(polygon), "x"),
+        ("a1", '"der ""Würfel"""', "", ""))).encode("utf-8-sig"))
+    rows = build(folder / "table.tsv")
+    assert [row["image_name"] for row in rows] == ["a2.jpg", "a1.jpg"]
+    assert [row["question"] for row in rows] == ["the red one, left", 'der "Würfel"']
+    assert (mask_of(rows[0]) == (box(2) > 0)).all() and (mask_of(rows[1]) == (box(1) > 0)).all()
+
+
 def test_a_jpeg_mask_is_cut_at_half_brightness(folder):
     Image.fromarray(box(0)).save(folder / "masks" / "blurred.jpg", quality=60)
     row = build(write_json(folder, {"image": "a0", "expression": "it", "mask": "blurred.jpg"}))[0]
@@ -156,7 +168,7 @@ def test_no_image_lands_in_two_parts_and_the_seed_decides(folder, tmp_path_facto
 
 
 def test_too_few_images_for_the_parts_are_refused(folder):
-    with pytest.raises(UsageError, match="2 different images are too few for 3 parts"):
+    with pytest.raises(UsageError, match="2 different images cannot make up 3 parts"):
         split(folder, write_csv(folder, ("a0", "x"), ("a1", "y")), "8,1,1")
     assert not list(folder.glob("*.parquet"))
 

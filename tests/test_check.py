@@ -91,7 +91,7 @@ BOMB = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\1\0\0\0\1\0\0\x08\0\0\0\0"
     ("visible_image", None, "error", "null", "is empty (null)"),
     ("image_name", None, "error", "null", "is empty (null)"),
     ("question", None, "error", "null", "is empty (null)"),
-    ("question", " \n", "error", "expression", "has no words"),
+    ("question", " \n", "error", "expression", "is empty (no words)"),
     ("visible_image", b"", "error", "damaged", "0 bytes"),
     ("infrared_image", b"a text", "error", "damaged", "cannot be decoded as an image"),
     ("visible_image", picture(0, kind="JPEG")[:-200], "error", "damaged", "truncated"),
@@ -132,7 +132,7 @@ def test_images_that_two_files_share_are_found_in_another_format_too(tmp_path):
     assert sentence is None and [(found["file"], found["row"], found["kind"], found["reason"])
                                  for found in report["problems"]] == [
         (str(test), 2, "leak", f"is also in {train}: row 1")]
-    assert "warnings" in check(train, test, out=tmp_path, flags=("-j", "0", "--strict"))[1]
+    assert "1 warning;" in check(train, test, out=tmp_path, flags=("-j", "0", "--strict"))[1]
     (tmp_path / "set").mkdir()
     for file in (train, test):
         file.rename(tmp_path / "set" / file.name)
@@ -212,6 +212,6 @@ def test_as_a_script_an_unusable_row_ends_in_exit_code_1(tmp_path):
     done = subprocess.run([sys.executable, str(SCRIPT), str(file), "-j", "0", "--out_dir", str(tmp_path / "out")],
                           capture_output=True, text=True, check=False)
     assert done.returncode == 1 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
-    assert "row 1: question has no words" in done.stdout
+    assert "row 1: question is empty (no words)" in done.stdout
     with pytest.raises(UsageError, match="no such file"):
         check_parquet.main([str(tmp_path / "lost.parquet")])

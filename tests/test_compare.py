@@ -60,6 +60,16 @@ def test_other_sentences_on_the_same_samples_are_compared_and_said_so(worse, tmp
     assert "note: 50 of them have another sentence in B than in A" in script("compare.py", worse, other).stdout
 
 
+def test_settings_that_differ_are_named(worse, tmp_path):
+    other = write_run(tmp_path / "other", IOU)
+    for path, settings in ((worse, {"img_size": 480, "tta": "none", "amp": False, "seed": 0}),
+                           (other, {"img_size": 96, "tta": "flip", "amp": False, "shuffle_text": True})):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": settings}))
+    lines = script("compare.py", worse, other).stdout.splitlines()
+    assert "note: other settings in B than in A: img_size 480 → 96, tta none → flip" in lines
+    assert "other settings" not in script("compare.py", worse, worse).stdout
+
+
 def test_runs_over_other_samples_are_refused(worse, tmp_path):
     few = write_run(tmp_path / "few", IOU[:50])
     process = script("compare.py", worse, few, ok=False)

@@ -11,6 +11,7 @@ from engine import Progress, Readings, train_one_epoch
 from models import Output, build_criterion, build_model
 from utils.device import grad_scaler
 from utils.errors import InputError
+from utils.progress import progress_bar
 
 CPU = torch.device("cpu")
 ARGS = SimpleNamespace(
@@ -75,6 +76,26 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_named(model, start, ca
     torch.manual_seed(2)
     run(other, good)
     assert all(torch.equal(tensor, state(other)[name]) for name, tensor in state(model).items())
+
+
+@pytest.mark.parametrize("seconds", [60, 0])
+def test_a_log_gets_lines_in_place_of_a_bar_and_only_of_what_takes_long(seconds, model, monkeypatch, capsys):
+    monkeypatch.setattr("utils.progress.EVERY", seconds)
+    run(model, batches(3, bad=(1,)), print_freq=1)
+    lines = capsys.readouterr().out.split("\n")  # not at carriage returns
+    assert "\r" not in "".join(lines) and lines.pop() == "" and all(lines)
+    steps = [line for line in lines if "WARNING" not in line]
+    assert len(lines) - len(steps) == 1
+    if seconds:
+        assert not steps
+    else:
+        assert steps[-1].startswith("epoch 0: 100% 3/3 [") and "total=" in steps[-1]
+
+
+def test_a_terminal_gets_a_bar(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert list(progress_bar([1, 2], desc="reading")) == [1, 2]
+    assert "\rreading: 100%|" in capsys.readouterr().out
 
 
 def test_too_many_in_a_row_are_the_end(model):

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data import merge_parquet
+from data import merge_parquet, merging
 from utils.errors import InputError, UsageError, run
 
 SCRIPT = Path(__file__).resolve().parent.parent / "data" / "merge_parquet.py"
@@ -36,8 +36,8 @@ def files(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def merge(tmp_path, *names, out="out.parquet"):
-    merge_parquet.main([*(str(tmp_path / name) for name in names), "--out", str(tmp_path / out)])
+def merge(tmp_path, *names, out="out.parquet", more=()):
+    merge_parquet.main([*(str(tmp_path / name) for name in names), "--out", str(tmp_path / out), *more])
 
 
 def test_rows_keep_their_order_and_values_in_groups_of_16(tmp_path, parts, capsys):
@@ -157,10 +157,12 @@ def test_an_output_outside_any_folder_is_refused(tmp_path, parts, out):
 
 
 @pytest.mark.parametrize("arguments", [["a.parquet"], ["--out", "b.parquet"], ["a.parquet", "--out"], ["--fast"]])
-def test_a_wrong_command_line_ends_with_2(arguments):
+def test_a_wrong_command_line_is_a_sentence_and_ends_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         merge_parquet.main(arguments)
     assert stopped.value.code == 2
+    sentence = capsys.readouterr().err
+    assert sentence.startswith("error: ") and sentence.endswith("; see --help\n") and sentence.count("\n") == 1
 
 
 @pytest.mark.parametrize("error, code", [("missing", 2), ("damaged", 1)])
@@ -173,12 +175,104 @@ def test_the_exit_code_tells_a_wrong_name_from_bad_data(tmp_path, parts, error, 
     assert capsys.readouterr().err.startswith("error: ")
 
 
+def image_set(path, images, start=0, **changes):
+    """Three rows of each image, `name: (visible, infrared)`, not next to each other."""
+    names = [name for _ in range(3) for name in images]
+    pq.write_table(pa.table({
+        "index": range(start, start + len(names)), "image_name": names, "question": [f"it {name}" for name in names],
+        "visible_image": [images[name][0] for name in names], "infrared_image": [images[name][1] for name in names],
+        "segmentation": [os.urandom(9) for _ in names]} | changes), path, row_group_size=5)
+
+
+@pytest.fixture
+def images(tmp_path):
+    """20 images in two parts; in the second, eight more names, of which each has one of the first eight's pictures."""
+    content = {f"{i}.jpg": (os.urandom(40), os.urandom(40)) for i in range(20)}
+    first, second = dict(list(content.items())[:9]), dict(list(content.items())[9:])
+    image_set(tmp_path / "part1.parquet", first)
+    copies = {f"copy{i}": (content[f"{i}.jpg"][0], b"alone") if i == 0 else (os.urandom(40), content[f"{i}.jpg"][1])
+              for i in range(8)}
+    image_set(tmp_path / "part2.parquet", second | copies, start=27)
+    return pa.concat_tables([pq.read_table(tmp_path / f"part{number}.parquet") for number in (1, 2)]).to_pylist()
+
+
+def split(tmp_path, *more, out="sets", shares="0.8,0.2"):
+    merge(tmp_path, "part1.parquet", "part2.parquet", out=out, more=("--split", shares, *more))
+    return {path.stem.removeprefix("mm_ris_"): pq.read_table(path).to_pylist() for path in (tmp_path / out).iterdir()}
+
+
+def test_images_are_held_out_for_validation_with_all_their_rows(tmp_path, images, capsys):
+    sets = split(tmp_path)
+    assert sets.keys() == {"train", "val"}
+    assert sorted((row for rows in sets.values() for row in rows), key=lambda row: row["index"]) == images
+    for rows in sets.values():
+        assert [row["index"] for row in rows] == sorted(row["index"] for row in rows), "the order stays"
+    for column in ("image_name", "visible_image", "infrared_image"):
+        assert not {row[column] for row in sets["train"]} & {row[column] for row in sets["val"]}
+    names = [{row["image_name"] for row in rows if "copy" not in row["image_name"]} for rows in sets.values()]
+    assert sorted(map(len, names)) == [4, 16]
+    assert pq.ParquetFile(tmp_path / "sets" / "mm_ris_train.parquet").metadata.row_group(0).num_rows == 16
+    told = capsys.readouterr().out
+    assert f"mm_ris_val.parquet: {len(sets['val'])} rows, " in told and " images\n" in told
+
+
+def test_the_seed_decides_what_is_held_out_and_not_the_order_of_the_parts(tmp_path, images):
+    def held_out(*arguments, **options):
+        return {row["image_name"] for row in split(tmp_path, *arguments, **options)["val"]}
+
+    first = held_out()
+    assert first == held_out(out="again") != held_out("--seed", "1", out="other")
+    (tmp_path / "part1.parquet").rename(tmp_path / "part0.parquet")
+    (tmp_path / "part2.parquet").rename(tmp_path / "part1.parquet")
+    (tmp_path / "part0.parquet").rename(tmp_path / "part2.parquet")
+    assert first == held_out(out="swapped")
+    assert split(tmp_path, out="three", shares="8,1,1").keys() == {"train", "val", "test"}
+
+
+def test_holding_out_replaces_files_only_when_asked_and_never_its_input(tmp_path, images):
+    split(tmp_path)
+    with pytest.raises(UsageError, match="mm_ris_train.parquet is there already; choose another place"):
+        split(tmp_path)
+    test = tmp_path / "sets" / "mm_ris_test.parquet"
+    test.write_bytes(b"of another set")
+    merge(tmp_path, "part1.parquet", "part2.parquet", out="sets", more=("--split", "0.8,0.2", "--overwrite"))
+    before = (tmp_path / "sets" / "mm_ris_train.parquet").read_bytes()
+    with pytest.raises(UsageError, match="mm_ris_train.parquet is one of the parts"):
+        merge(tmp_path, "sets/mm_ris_train.parquet", out="sets", more=("--split", "0.5,0.5", "--overwrite"))
+    assert (tmp_path / "sets" / "mm_ris_train.parquet").read_bytes() == before
+    assert test.read_bytes() == b"of another set", "it has no share"
+
+
+def test_without_arguments_the_training_parts_become_the_sets_that_training_reads(tmp_path, images, monkeypatch):
+    (tmp_path / "data").mkdir()
+    for number in (1, 2):
+        (tmp_path / f"part{number}.parquet").rename(tmp_path / "data" / f"mm_ris_train_part{number}.parquet")
+    monkeypatch.chdir(tmp_path)
+    merge_parquet.main(["--split", "0.95,0.05"])
+    assert files(tmp_path / "data") == ["mm_ris_train.parquet", "mm_ris_train_part1.parquet",
+                                        "mm_ris_train_part2.parquet", "mm_ris_val.parquet"]
+
+
+@pytest.mark.parametrize("column, values, words", [
+    ("image_name", None, "column image_name is missing, by which --split tells images apart"),
+    ("visible_image", ["text"] * 6, "column visible_image must hold bytes, not string"),
+    ("image_name", ["the same"] * 6, "1 different image cannot make up 2 parts")])
+def test_what_cannot_be_held_out_leaves_no_file(tmp_path, column, values, words):
+    image_set(tmp_path / "part1.parquet", {"a": (b"1", b"2"), "b": (b"3", b"4")}, **{column: values or [0] * 6})
+    if values is None:
+        table = pq.read_table(tmp_path / "part1.parquet").drop_columns([column])
+        pq.write_table(table, tmp_path / "part1.parquet")
+    with pytest.raises(InputError, match=words):
+        merge(tmp_path, "part1.parquet", out="sets", more=("--split", "1,1"))
+    assert files(tmp_path / "sets") == []
+
+
 def test_interrupting_leaves_no_output_behind(tmp_path, parts, monkeypatch):
     def interrupted(*arguments):
         yield table(0, 20)
         assert len(files(tmp_path)) == 3  # the temporary file lies in the output's folder
         os.kill(os.getpid(), signal.SIGINT)
-    monkeypatch.setattr(merge_parquet, "read_batches", interrupted)
+    monkeypatch.setattr(merging, "read_batches", interrupted)
     with pytest.raises(KeyboardInterrupt):
         merge(tmp_path, "part1.parquet", "part2.parquet")
     assert files(tmp_path) == ["part1.parquet", "part2.parquet"]

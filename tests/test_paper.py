@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from evaluation import evaluate, fused_stem, read_metrics, read_samples, write_wide_scenes
 from PIL import Image
 
@@ -116,7 +117,10 @@ def test_bfloat16_changes_little(result, trained, tmp_path):
 
 def test_flipping_averages_with_the_mirror_image(result, trained, tmp_path):
     evaluate(trained, result.parquet, tmp_path, "--tta", "flip", "--save", "all", "--limit", 2)
-    assert read_metrics(tmp_path)["settings"]["tta"] == "flip"
+    settings = read_metrics(tmp_path)["settings"]
+    assert settings == result.metrics["settings"] | {"tta": "flip", "limit": 2}
+    assert settings["img_size"] == 64 and settings["ckpt"].endswith("last.pth")  # the size, as the checkpoint says
+    assert (settings["device"], settings["torch"]) == ("cpu", torch.__version__)
     for path in (tmp_path / "fusion").iterdir():
         assert path.read_bytes() != (result.out_dir / "fusion" / path.name).read_bytes()
 

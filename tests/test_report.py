@@ -11,7 +11,8 @@ METRICS = {
     "intervals_95": {"mIoU": [45.0, 55.0], "oIoU": [30.0, 50.0], "precision@0.5": [40.0, 60.0],
                      "precision@0.9": [0.0, 3.0]},
     "bootstrap": {"resamples": 2000, "images": 5, "seed": 0},
-    "settings": {"ckpt": "a.pth", "test_parquet": "<b>.parquet", "shuffle_text": False},
+    "settings": {"ckpt": "a.pth", "test_parquet": "<b>.parquet", "img_size": 480, "shuffle_text": False,
+                 "device": "cpu", "torch": "2.15.0"},
     "bad_rows": {"count": 0, "messages": []}}
 NASTY = "<script>alert('&')</script> \"the\" 红色的车 \ud800"
 
@@ -62,6 +63,18 @@ def test_text_from_the_data_is_only_text(page):
     assert "<script>alert('&')</script> \"the\" 红色的车" in found.text
     assert "<name>" in found.text and "<b>.parquet" in found.text and "<i>row 3</i>" in found.text
     assert not {"script", "i", "name"} & {tag for tag, attributes in found.tags if "style" not in attributes}
+
+
+def test_the_page_says_what_was_measured_with_what(page):
+    text = " ".join(page().text.split())
+    assert "a.pth at 480 px · PyTorch 2.15.0, cpu" in text
+    assert "shuffle_textFalse" in text  # a term and its value
+
+
+def test_every_iou_is_in_percent(page):
+    text = " ".join(page().text.split())
+    assert "IoU 50.0 % · <name>" in text and "IoU, %" in text
+    assert "Median 50.0 %; 1 of 9 below 5 %." in text and "0 to 5 %: 1" in text and "95 to 100 %: 1" in text
 
 
 def test_an_endless_sentence_is_cut(page):

@@ -1,12 +1,17 @@
 """A run that is killed, told to stop or short of disk space, and goes on."""
+import fcntl
 import json
 import os
+import pty
 import random
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
+import tty
 from pathlib import Path
 
 import pytest
@@ -19,23 +24,43 @@ from utils import checkpoint
 LENGTH = ("--epochs", 3, "--eval_vis_dir", "", "--seed", 4)
 
 
-def start(scenes, folder: Path, *more) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-u", *training(scenes, folder, *LENGTH, *more)], cwd=ROOT,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+class Run(subprocess.Popen):
+    """A training run in a terminal, where its progress bars move."""
 
+    def __init__(self, scenes, folder: Path, *more):
+        self.terminal, its_end = pty.openpty()
+        tty.setraw(its_end)  # what is printed comes as it is
+        fcntl.ioctl(its_end, termios.TIOCSWINSZ, struct.pack("4H", 30, 100, 0, 0))  # rows, columns
+        super().__init__([sys.executable, "-u", *training(scenes, folder, *LENGTH, *more)], cwd=ROOT, stdout=its_end,
+                         stderr=its_end, start_new_session=True)
+        os.close(its_end)
 
-def wait_for(process: subprocess.Popen, updates: int) -> None:
-    """Return when the progress bars have moved so often, or when the process ends."""
-    while updates > 0 and (byte := process.stdout.read(1)):
-        updates -= byte == b"\r"
+    def read(self) -> bytes:
+        """What the run prints next; nothing once it has ended."""
+        try:
+            return os.read(self.terminal, 1)
+        except OSError:  # Linux's way to say so
+            return b""
+
+    def wait_for(self, updates: int) -> None:
+        """Return when the progress bars have moved so often, or when the run has ended."""
+        while updates > 0 and (byte := self.read()):
+            updates -= byte == b"\r"
+
+    def finish(self) -> str:
+        """Wait for the run to end; the rest of what it printed."""
+        output = b"".join(iter(self.read, b""))
+        os.close(self.terminal)
+        self.wait()
+        return output.decode()
 
 
 def kill_and_resume(scenes, folder: Path, workers: int, chance: random.Random) -> str:
     """Kill a run at an arbitrary point, have it go on, and do so again; where it went on, in words."""
-    process = start(scenes, folder, "-j", workers, "--save_every_minutes", 0)
-    wait_for(process, chance.randint(1, 22))
+    process = Run(scenes, folder, "-j", workers, "--save_every_minutes", 0)
+    process.wait_for(chance.randint(1, 22))
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.finish()
     resumed = train(scenes, folder, *LENGTH, "-j", workers, "--resume", "auto")
     return next((line for line in resumed.stdout.splitlines() if "going on at" in line), "nothing saved yet")
 
@@ -71,10 +96,10 @@ def test_a_killed_run_goes_on_to_the_same_weights_and_log(workers, seed, undistu
 @pytest.mark.parametrize(("number", "updates"), [(signal.SIGTERM, 3), (signal.SIGINT, 9), (signal.SIGUSR1, 2)])
 def test_a_signal_saves_and_says_how_to_go_on(number, updates, undisturbed, scenes, tmp_path):
     """The scheduler signals the whole process group, the processes that load data included."""
-    process = start(scenes, tmp_path, "-j", 1)
-    wait_for(process, updates)
+    process = Run(scenes, tmp_path, "-j", 1)
+    process.wait_for(updates)
     os.killpg(process.pid, number)
-    output = process.communicate()[0].decode()
+    output = process.finish()
     assert process.returncode == 128 + number, output
     assert f"stopped by {number.name}; the run so far is in {tmp_path / 'last.pth'}; to go on:" in output
     assert "Traceback" not in output
@@ -91,10 +116,10 @@ def test_everything_in_use_is_restored(scenes, tmp_path):
              "--keep", 2, "--grad_clip", 1, "--freeze_bert", "--epochs", 2, "--img_size", 40)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(scenes, whole, *flags)
-    process = start(scenes, parts, *flags)
-    wait_for(process, 4)
+    process = Run(scenes, parts, *flags)
+    process.wait_for(4)
     process.send_signal(signal.SIGTERM)
-    process.communicate()
+    process.finish()
     train(scenes, parts, *flags, "--resume", "auto")
     assert_same_outcome(whole, parts)
     assert sorted(path.name for path in parts.glob("epoch_*.pth")) == ["epoch_000.pth", "epoch_001.pth"]
@@ -119,10 +144,10 @@ def test_a_full_disk_costs_a_warning_and_the_old_file_stays(undisturbed, scenes,
 
 
 def test_the_same_steps_are_not_told_to_tensorboard_twice(undisturbed, scenes, tmp_path):
-    process = start(scenes, tmp_path, "--save_every_minutes", 0, "--print-freq", 1)
-    wait_for(process, 8)
+    process = Run(scenes, tmp_path, "--save_every_minutes", 0, "--print-freq", 1)
+    process.wait_for(8)
     process.kill()
-    process.communicate()
+    process.finish()
     train(scenes, tmp_path, *LENGTH, "--print-freq", 1, "--resume", "auto")
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in board.Scalars("loss/total")] == list(range(1, 13))
@@ -130,7 +155,7 @@ def test_the_same_steps_are_not_told_to_tensorboard_twice(undisturbed, scenes, t
 
 def test_nothing_to_resume_starts_anew_and_a_finished_run_ends_at_once(undisturbed, scenes, tmp_path):
     result = train(scenes, undisturbed, *LENGTH, "--resume", "auto")
-    assert "this run is finished; raise --epochs" in result.stdout and "step/s" not in result.stdout
+    assert "this run is finished; raise --epochs" in result.stdout and "epoch 2: loss" not in result.stdout
     result = train(scenes, tmp_path, "--epochs", 1, "--resume", "auto")
     assert "going on" not in result.stdout and len(record(tmp_path)) == 1
 

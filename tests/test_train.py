@@ -39,6 +39,16 @@ def test_a_plain_run_is_the_published_recipe():
     assert {name: defaults[name] for name in README_RECIPE} == README_RECIPE
 
 
+def test_the_names_of_flags_may_be_spelt_with_hyphens_or_underscores():
+    """The published command lines mix both."""
+    from train_with_lavt import build_parser
+
+    args = build_parser().parse_args(
+        ["--output_dir", "out", "--img-size=96", "--model_ema_decay", "0.5", "--channels_last", "--model_id=a--b_c"])
+    assert (args.output_dir, args.img_size, args.model_ema_decay, args.channels_last, args.model_id) == (
+        "out", 96, 0.5, True, "a--b_c")
+
+
 def test_the_log_has_every_term_rate_and_metric_of_every_epoch(trained):
     epochs = epochs_of(trained)
     assert [epoch["epoch"] for epoch in epochs] == [0, 1]
@@ -50,6 +60,13 @@ def test_the_log_has_every_term_rate_and_metric_of_every_epoch(trained):
     assert epochs[0]["lr_seg"] == 1e-3
     assert epochs[1]["lr_seg"] == pytest.approx(1e-3 * 0.5 ** 0.9)  # after half of all steps
     assert epochs[1]["total"] < epochs[0]["total"]
+
+
+def test_what_is_printed_to_a_file_is_lines_of_text(trained):
+    """A line for each epoch, and nothing of progress bars, which only a terminal can show."""
+    printed = (trained / "stdout.txt").read_bytes().decode()
+    assert [line.split(":")[0] for line in printed.split("\n") if line.startswith("epoch ")] == ["epoch 0", "epoch 1"]
+    assert "\r" not in printed and "step/s" not in printed and "4 steps, 4 samples a step" in printed
 
 
 def test_checkpoints_are_in_the_released_format(trained):
@@ -148,10 +165,11 @@ def test_tensorboard_and_run_json_tell_what_the_run_is(trained):
 
 
 def test_every_option_of_the_optimization_is_taken(scenes, tmp_path):
-    train(scenes, tmp_path, "--epochs", 1, "--seg_loss", "dice", "--amsgrad", "--grad_clip", 0.1, "--fusion_drop", 0.2,
-          "--channels-last", "--mha", "1-2-4-8", "--window12", "--model_id", "try",
-          "--print-freq", 1, "--pin_mem", "--eval_vis_dir", "")
+    result = train(scenes, tmp_path, "--epochs", 1, "--seg_loss", "dice", "--amsgrad", "--grad_clip", 0.1,
+                   "--fusion_drop", 0.2, "--channels-last", "--mha", "1-2-4-8", "--window12", "--model_id", "try",
+                   "--print-freq", 1, "--pin_mem", "--eval_vis_dir", "")
     content = checkpoint.read(str(tmp_path / "model_best_try.pth"), "--ckpt")
+    assert "1 of 1 epoch done; best overall IoU" in result.stdout
     assert len(content["model"]["backbone.layers.0.blocks.0.attn.relative_position_bias_table"]) == 23 ** 2
     assert content["args"]["mha"] == "1-2-4-8"
     assert not (tmp_path / "eval_vis").exists()
@@ -227,7 +245,18 @@ def test_what_cannot_work_ends_with_one_sentence(flags, code, message, scenes, t
     with pytest.raises(SystemExit) as stopped:
         run(train_with_lavt.main)
     assert stopped.value.code == code
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error and "usage:" not in error
+
+
+def test_with_nothing_there_the_training_set_is_asked_for_first(tmp_path, monkeypatch, capsys):
+    import train_with_lavt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train_with_lavt.py"])
+    with pytest.raises(SystemExit):
+        run(train_with_lavt.main)
+    assert capsys.readouterr().err.startswith("error: --train_parquet: there is no './data/mm_ris_train.parquet'")
 
 
 def test_a_damaged_row_is_named_whichever_process_reads_it(scenes, tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from .errors import UsageError
+from .text import counted
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def _count(kind: str) -> int:
 def describe(device: torch.device) -> str:
     """The device and its model, as in `cuda:0 (NVIDIA H200)`."""
     if device.type == "cpu":
-        return f"cpu ({torch.get_num_threads()} threads)"
+        return f"cpu ({counted(torch.get_num_threads(), 'thread')})"
     return f"{device} ({torch.get_device_module(device).get_device_name(device)})"
 
 

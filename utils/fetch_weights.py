@@ -5,7 +5,6 @@
 A download that broke off goes on where it stopped when the command is given again; a file that is there already is
 compared with the hub's checksum and left alone.
 """
-import argparse
 import fnmatch
 import hashlib
 import os
@@ -16,7 +15,9 @@ if __package__ in (None, ""):  # started as a script: its folder, not the projec
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from utils.errors import InputError, UsageError, run
-from utils.flags import make_folder
+from utils.flags import ArgumentParser, make_folder
+from utils.progress import bar_style
+from utils.text import counted
 
 BLOCK = 2**22  # bytes hashed at a time
 
@@ -107,7 +108,7 @@ def fetch(source: Source, revision: str, file: Remote, path: str) -> str:
 
     class Bar(hub_tqdm):
         def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs | {"file": sys.stdout})
+            super().__init__(*args, **kwargs | bar_style())
 
     if os.path.isfile(path):
         digest = verified(path, file)
@@ -161,7 +162,7 @@ def by_hand(source: Source, error: Exception) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description="Fetch the data set and published weights from the Hugging Face hub to where the other scripts "
                     "look for them.",
         epilog="; ".join(f"{what}: {source.repo} to {source.folder}/" for what, source in SOURCES.items()))
@@ -181,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
         chosen = choose(source, files, args.only)
         make_folder(source.folder, "--to")
         total = sum(file.size for file in chosen.values())
-        print(f"{source.repo} at {revision[:8]}: {len(chosen)} files, {total / 1e6:.1f} MB", flush=True)
+        print(f"{source.repo} at {revision[:8]}: {counted(len(chosen), 'file')}, {total / 1e6:.1f} MB", flush=True)
         for name, file in sorted(chosen.items()):
             path = os.path.join(source.folder, name)
             print(f"{path}  sha256 {fetch(source, revision, file, path)}", flush=True)

@@ -1,11 +1,36 @@
-"""Types and checks of command-line flags that several scripts share."""
+"""The parser of all scripts' command lines, and types and checks of flags that several of them share."""
 import argparse
 import math
 import os
+import sys
 
 from .errors import UsageError
 
 BERT = "./bert/pretrained_weights/bert-base-uncased"
+SPLITS = ("train", "val", "test")
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, but a wrong command line is one sentence, and `-` and `_` in the names of flags are the same.
+
+    The published command lines have flags of both kinds.
+    """
+
+    def error(self, message: str):
+        self.exit(UsageError.exit_code, f"error: {message.rstrip('.')}; see --help\n")
+
+    def parse_known_args(self, args=None, namespace=None):
+        words = list(sys.argv[1:] if args is None else args)
+        end = words.index("--") if "--" in words else len(words)  # what follows are no flags
+        return super().parse_known_args([*map(self._as_declared, words[:end]), *words[end:]], namespace)
+
+    def _as_declared(self, word: str) -> str:
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            for flag in self._option_string_actions:
+                if flag.replace("_", "-") == name.replace("_", "-"):
+                    return flag + equals + value
+        return word
 
 
 def at_least(least: float, kind: type = int):
@@ -40,6 +65,30 @@ def thresholds(text: str) -> tuple[float, ...]:
     if not all(0 <= value <= 1 for value in values):
         raise argparse.ArgumentTypeError(f"must be numbers between 0 and 1 separated by commas, not {text!r}")
     return values
+
+
+def proportions(text: str) -> list[float]:
+    """An argparse type: shares of SPLITS, scaled to add up to 1; the last may be left out."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not 2 <= len(values) <= 3 or not all(0 <= value < math.inf for value in values) or not sum(values):
+        raise argparse.ArgumentTypeError(f"must be two or three numbers, for {', '.join(SPLITS)}, as in 0.8,0.1,0.1; "
+                                         f"not {text!r}")
+    return [value / sum(values) for value in values] + [0.0] * (3 - len(values))
+
+
+def split_files(folder: str) -> list[str]:
+    """The files in `folder`, which is made, that --split writes.
+
+    Raises:
+        UsageError: it is the name of a file, or cannot be made.
+    """
+    if folder.endswith(".parquet"):
+        raise UsageError(f"--out: with --split, give a folder, not {folder!r}")
+    make_folder(folder, "--out")
+    return [os.path.join(folder, f"mm_ris_{name}.parquet") for name in SPLITS]
 
 
 def require_existing(args: argparse.Namespace, *names: str) -> None:

@@ -1,5 +1,4 @@
 """Training curves of one or more runs: `python utils/plot_log.py RUN [RUN ...] [--out FILE]`."""
-import argparse
 import json
 import os
 import sys
@@ -9,6 +8,7 @@ if __package__ in (None, ""):  # started as a script: its folder, not the projec
 
 from utils.errors import InputError, UsageError, run
 from utils.files import replacing
+from utils.flags import ArgumentParser
 
 LOSSES = ("total", "seg", "fusion")
 METRICS = ("mIoU", "oIoU", "precision@0.5", "val_fusion")  # the last for runs that train the fuser alone
@@ -72,7 +72,7 @@ def plot(folders: list[str], picture: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw training curves, several runs side by side.")
+    parser = ArgumentParser(description="Draw training curves, several runs side by side.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="the --output-dir of a training run")
     parser.add_argument("--out", default="curves.png", help="picture to write (default: %(default)s)")
     args = parser.parse_args()

@@ -4,6 +4,7 @@ import torch
 from . import distributed
 from .device import random_state, set_random_state
 from .errors import InputError
+from .text import counted
 
 # May differ when a run goes on: where it computes and what it writes, not what it computes.
 FREE = {"resume", "workers", "pin_mem", "device", "print_freq", "output_dir", "eval_vis_dir", "model_id", "keep",
@@ -61,7 +62,8 @@ def restore_random(states: list[dict], device: torch.device) -> list[str]:
     if len(states) == distributed.world_size():
         set_random_state(states[distributed.rank()], device)
         return []
-    return [f"dropout draws other numbers, since {distributed.world_size()} processes take part and {len(states)} did"]
+    return [f"the job has {counted(distributed.world_size(), 'process', 'processes')}, it had {len(states)}; dropout "
+            "draws other numbers"]
 
 
 def differences(then: dict, now: dict, rows_then: int, rows_now: int) -> list[str]:
@@ -69,6 +71,6 @@ def differences(then: dict, now: dict, rows_then: int, rows_now: int) -> list[st
     changes = [f"{name} is {value!r}, it was {then[name]!r}" for name, value in now.items()
                if name not in FREE and name in then and then[name] != value]
     if rows_then != rows_now:
-        changes.append(f"the training set has {rows_now} rows, it had {rows_then}; what is left of the epoch is drawn "
-                       "from a new order")
+        changes.append(f"the training set has {counted(rows_now, 'row')}, it had {rows_then}; what is left of the "
+                       "epoch is drawn from a new order")
     return changes

@@ -1,0 +1,148 @@
+"""Parquet files to others of the same columns in small row groups: joined, or dealt out image by image."""
+import contextlib
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from utils.errors import InputError, UsageError
+from utils.files import replacing
+from utils.progress import progress_bar
+from utils.text import counted
+
+from .columns import IMAGES
+from .parquet_rows import ROWS_PER_GROUP, first_line, open_parquet
+from .splitting import split_by_image
+
+NAME = "image_name"
+
+
+def merge(parts: list[str], outs: list[str], shares: list[float], seed: int) -> list[str]:
+    """Write the rows of `parts` to `outs`, in order, in row groups of ROWS_PER_GROUP.
+
+    Reads a few rows at a time. The files appear, or are replaced, only once all of them are complete.
+
+    Args:
+        shares: of the images, for each of `outs`, adding up to 1; a file with a share of 0 is not written. With several
+            files, rows that share an image's name or bytes stay together.
+        seed: of that choice.
+    Returns:
+        What to tell: a sentence on each file.
+    Raises:
+        UsageError: a part does not exist, or is one of `outs`; a file lies in no folder; too few images for `shares`.
+        InputError: a part cannot be read, or its columns are not those of the first.
+    """
+    outs = {place: out for place, (out, share) in enumerate(zip(outs, shares, strict=True)) if share}
+    for part in parts:
+        if not os.path.isfile(part):
+            raise UsageError(f"{part}: there is no such file; nothing was written")
+        for out in outs.values():
+            if os.path.exists(out) and os.path.samefile(part, out):
+                raise UsageError(f"--out: {out} is one of the parts; give another name")
+    for out in outs.values():
+        if not os.path.isdir(os.path.dirname(os.path.abspath(out))) or os.path.isdir(out):
+            raise UsageError(f"--out: {out} is not a file name in an existing folder")
+    files = [open_parquet(part) for part in parts]
+    for part, file in zip(parts, files, strict=True):
+        check_schema(parts[0], files[0].schema_arrow, part, file.schema_arrow)
+    schema = files[0].schema_arrow
+    schema = pa.schema([field.with_nullable(True) for field in schema], schema.metadata)
+    sources = list(zip(parts, files, strict=True))
+    total = sum(file.metadata.num_rows for file in files)
+    if len(shares) == 1:
+        write(sources, schema, np.zeros(total, np.int8), outs)
+        return [f"wrote {outs[0]}: {counted(total, 'row')} from {counted(len(parts), 'file')}"]
+
+    check_images(parts[0], schema)
+    names = []  # of each row's image
+
+    def contents() -> Iterator[tuple[str, list[bytes]]]:
+        with progress_bar(total=total, desc="comparing images", unit="row") as bar:
+            for name, digests in read_images(sources, schema):
+                names.append(name)
+                bar.update()
+                yield name, digests
+
+    part_of = split_by_image(contents(), shares, seed)
+    places = np.array([part_of[name] for name in names], np.int8)
+    write(sources, schema, places, outs)
+    rows, images = Counter(places.tolist()), Counter(part_of.values())
+    return [f"wrote {out}: {counted(rows[place], 'row')}, {counted(images[place], 'image')}"
+            for place, out in outs.items()]
+
+
+def write(sources: list[tuple[str, pq.ParquetFile]], schema: pa.Schema, places: np.ndarray, outs: dict[int, str]
+          ) -> None:
+    """Write row i of all sources to `outs[places[i]]`."""
+    with contextlib.ExitStack() as stack:
+        temporary = {place: stack.enter_context(replacing(out)) for place, out in outs.items()}
+        # Entered later, so left earlier: all files are complete before the first takes its place.
+        writers = {place: stack.enter_context(pq.ParquetWriter(path, schema)) for place, path in temporary.items()}
+        waiting = {place: schema.empty_table() for place in outs}  # rows short of a full group
+        bar = stack.enter_context(progress_bar(total=len(places), desc="writing", unit="row"))
+        row = 0
+        for part, file in sources:
+            for batch in read_batches(part, file, schema):
+                there = places[row:row + len(batch)]
+                for place in np.unique(there).tolist():
+                    waiting[place] = pa.concat_tables([waiting[place], batch.filter(pa.array(there == place))])
+                    while len(waiting[place]) >= ROWS_PER_GROUP:
+                        writers[place].write_table(waiting[place].slice(0, ROWS_PER_GROUP))
+                        waiting[place] = waiting[place].slice(ROWS_PER_GROUP)
+                row += len(batch)
+                bar.update(len(batch))
+        for place, left in waiting.items():
+            if len(left):
+                writers[place].write_table(left)
+
+
+def check_schema(first: str, expected: pa.Schema, part: str, found: pa.Schema) -> None:
+    """Compare names and types of the columns; their order and notes about them may differ."""
+    for name in dict.fromkeys([*expected.names, *found.names]):
+        if name not in found.names:
+            raise InputError(f"{part}: column {name} is missing, which {first} has")
+        if name not in expected.names:
+            raise InputError(f"{part}: column {name} is not in {first}")
+        if found.names.count(name) > 1 or expected.names.count(name) > 1:
+            raise InputError(f"{part}: column {name} occurs twice in it or in {first}")
+        if found.field(name).type != expected.field(name).type:
+            raise InputError(f"{part}: column {name} holds {found.field(name).type}, "
+                             f"but {expected.field(name).type} in {first}")
+
+
+def check_images(part: str, schema: pa.Schema) -> None:
+    """Check that there are the columns that tell images apart."""
+    for columns, kinds, wanted in (((NAME,), (pa.types.is_string, pa.types.is_large_string), "text"),
+                                   (IMAGES, (pa.types.is_binary, pa.types.is_large_binary), "bytes")):
+        for name in columns:
+            if name not in schema.names:
+                raise InputError(f"{part}: column {name} is missing, by which --split tells images apart")
+            if not any(is_kind(schema.field(name).type) for is_kind in kinds):
+                raise InputError(f"{part}: column {name} must hold {wanted}, not {schema.field(name).type}")
+
+
+def read_images(sources: list[tuple[str, pq.ParquetFile]], schema: pa.Schema) -> Iterator[tuple[str, list[bytes]]]:
+    """Each row's image name, empty where there is none, and the digests of the images in it."""
+    schema = pa.schema([schema.field(name) for name in (NAME, *IMAGES)])
+    for part, file in sources:
+        for batch in read_batches(part, file, schema):
+            for name, *images in zip(batch[NAME].to_pylist(), *(batch[column] for column in IMAGES), strict=True):
+                yield name or "", [hashlib.sha256(image.as_buffer()).digest() for image in images if image.is_valid]
+
+
+def read_batches(part: str, file: pq.ParquetFile, schema: pa.Schema) -> Iterator[pa.Table]:
+    """The rows of one part, a group's worth at a time, as tables of `schema`; other columns are not read."""
+    batches = file.iter_batches(batch_size=ROWS_PER_GROUP, columns=schema.names, use_threads=False)
+    while True:
+        try:
+            batch = next(batches, None)
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{part}: it cannot be read ({first_line(error)}); "
+                             "the file is damaged, download it again") from error
+        if batch is None:
+            return
+        yield pa.Table.from_batches([batch]).select(schema.names).cast(schema)
