@@ -191,7 +191,7 @@ def train(args: argparse.Namespace, device) -> None:
     from models import build_criterion
     from utils import checkpoint, distributed, training_state
     from utils.autosave import Autosave
-    from utils.device import can_sync_batchnorm, grad_scaler, peak_memory, seed_everything
+    from utils.device import can_sync_batchnorm, grad_scaler, peak_memory, return_freed_memory, seed_everything
     from utils.run_record import RunRecord
 
     # What there is to work with
@@ -210,6 +210,7 @@ def train(args: argparse.Namespace, device) -> None:
     model.to(device, memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
     if args.grad_checkpointing:
         model.recompute_activations()
+        return_freed_memory(device)
     ema = build_ema(args, model, content)
     if args.torchcompile:
         model.compile()

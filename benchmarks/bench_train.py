@@ -79,12 +79,13 @@ class Ours:
 
         from models import build_criterion
         from train_with_lavt import build_optimizer, trainable
-        from utils.device import grad_scaler
+        from utils.device import grad_scaler, return_freed_memory
 
         model = make_model(shape, device).train()
         model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         if grad_checkpointing:
             model.recompute_activations()
+            return_freed_memory(device)
         if torchcompile:
             model.compile()
         self.model, self.device = model, device

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .recompute import recompute_cheap
 from .swin import LanguageSwin
 
 
@@ -37,8 +38,8 @@ class Decoder(nn.Module):
                 x = upsample(x, skip.shape[-2:])
             x = torch.cat([x, skip], dim=1)
             for i in (1, 2):
-                x = getattr(self, f"conv{i}_{k}")(x)
-                x = F.relu(getattr(self, f"bn{i}_{k}")(x), inplace=True)
+                norm = nn.Sequential(getattr(self, f"bn{i}_{k}"), nn.ReLU(inplace=True))
+                x = recompute_cheap(norm, getattr(self, f"conv{i}_{k}")(x))
         return self.conv1_1(x)
 
 

@@ -3,6 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .recompute import recompute_cheap
+
 
 class SpatialImageLanguageAttention(nn.Module):
     """Pixels are the queries, words the keys and values.
@@ -62,4 +64,4 @@ class PWAM(nn.Module):
 
     def forward(self, x: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         """x (B, dim, N), N ≥ 2, text (B, text_dim, T), mask (B, T) in x's dtype to r (B, dim, N)."""
-        return self.project_mm(self.vis_project(x) * self.image_lang_att(x, text, mask))
+        return self.project_mm(self.vis_project(x) * recompute_cheap(self.image_lang_att, x, text, mask))

@@ -6,27 +6,39 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-def recompute(module: nn.Module, *inputs):
-    """`module(*inputs)`, of which only the inputs are kept until the backward pass.
+def recompute(function, *inputs):
+    """`function(*inputs)`, of which only the inputs are kept until the backward pass.
 
     The numbers are those of a plain call: dropout repeats itself, and batch norm's running statistics are brought up
     to date once, not twice.
     """
     if not torch.is_grad_enabled():
-        return module(*inputs)
-    return checkpoint(module, *inputs, use_reentrant=False,
-                      context_fn=lambda: (contextlib.nullcontext(), _running_statistics_left_alone(module)))
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False,
+                      context_fn=lambda: (contextlib.nullcontext(), _running_statistics_left_alone(function)))
+
+
+def recompute_cheap(function, *inputs):
+    """`recompute` for what costs little to compute again, and draws no random numbers; on the CPU alone.
+
+    There PyTorch's fused attention has no gradient for its mask, and what takes its place keeps all weights. A compiler
+    decides for itself what to keep.
+    """
+    if inputs[0].device.type != "cpu" or torch.compiler.is_compiling():
+        return function(*inputs)
+    return recompute(function, *inputs)
 
 
 @contextlib.contextmanager
-def _running_statistics_left_alone(module: nn.Module):
-    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training]
-    momenta = [norm.momentum for norm in norms]
+def _running_statistics_left_alone(function):
+    parts = function.modules() if isinstance(function, nn.Module) else ()
+    norms = [part for part in parts if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
             norm.momentum = momentum
-            norm.num_batches_tracked.sub_(1)
+            norm.num_batches_tracked.copy_(batches)  # the second pass may have ended before it came here

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .architecture import SwinSize
 from .pwam import PWAM
-from .recompute import recompute
+from .recompute import recompute, recompute_cheap
 
 DROP_PATH_RATE = 0.3
 
@@ -39,7 +39,11 @@ class SwinBlock(nn.Module):
     def forward(self, x: Tensor, shift_mask: Tensor) -> Tensor:
         """x (B, H, W, dim) and the stage's `shift_mask(...)` to (B, H, W, dim)."""
         x = x + self.drop_path(self._attend(self.norm1(x), shift_mask))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        hidden = self.mlp.fc1(self.norm2(x))
+        return x + self.drop_path(recompute_cheap(self._rest_of_mlp, hidden))
+
+    def _rest_of_mlp(self, hidden: Tensor) -> Tensor:
+        return self.mlp.fc2(self.mlp.act(hidden))
 
     def _attend(self, x: Tensor, shift_mask: Tensor) -> Tensor:
         _, height, width, dim = x.shape
@@ -60,7 +64,7 @@ class SwinBlock(nn.Module):
         attn = self.attn
         query, key, value = attn.qkv(windows).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         mask = self._additive_mask(shift_mask, len(windows))
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        attended = recompute_cheap(F.scaled_dot_product_attention, query, key, value, mask)
         return attn.proj(attended.transpose(1, 2).flatten(2))
 
     def _additive_mask(self, shift_mask: Tensor | None, windows: int) -> Tensor:
