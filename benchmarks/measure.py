@@ -59,11 +59,11 @@ def forward_flops(shape: str, side: int) -> dict[str, int]:
 
     Counted by PyTorch, without attention's fused kernels, which its counter does not know on every device.
     """
-    from straightforward import unfused_attention
+    from straightforward import straightforwardly
 
     model, batch = make_model(shape, torch.device("cpu")).eval(), make_batch(1, side, torch.device("cpu"))
     counter = FlopCounterMode(display=False)
-    with unfused_attention(), torch.no_grad(), counter:
+    with straightforwardly(), torch.no_grad(), counter:
         model(batch["vis"], batch["ir"], batch["input_ids"], batch["attention_mask"])
     by_module = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     total, text = by_module["Global"], by_module["RISFusion.text_encoder"]

@@ -63,9 +63,12 @@ class SwinBlock(nn.Module):
         """Attention within windows (B·nW, N, dim)."""
         attn = self.attn
         query, key, value = attn.qkv(windows).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        mask = self._additive_mask(shift_mask, len(windows))
-        attended = recompute_cheap(F.scaled_dot_product_attention, query, key, value, mask)
+        attended = recompute_cheap(self._scaled_dot_product, query, key, value, shift_mask)
         return attn.proj(attended.transpose(1, 2).flatten(2))
+
+    def _scaled_dot_product(self, query: Tensor, key: Tensor, value: Tensor, shift_mask: Tensor | None) -> Tensor:
+        mask = self._additive_mask(shift_mask, len(query))
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
     def _additive_mask(self, shift_mask: Tensor | None, windows: int) -> Tensor:
         """Position bias and shift mask in one, (1 or B·nW, heads, N, N)."""
