@@ -65,7 +65,8 @@ class Up(nn.Module):
         """x (B, in, h, w) and skip (B, in/2, H, W) to (B, out, H, W)."""
         x = self.up(x)
         dy, dx = skip.shape[-2] - x.shape[-2], skip.shape[-1] - x.shape[-1]
-        x = F.pad(x, (dx // 2, dx - dx // 2, dy // 2, dy - dy // 2))  # negative padding crops
+        if dx or dy:  # padding by nothing would copy
+            x = F.pad(x, (dx // 2, dx - dx // 2, dy // 2, dy - dy // 2))  # negative padding crops
         return self.conv(torch.cat([skip, x], dim=1))
 
 
@@ -154,8 +155,8 @@ class FusionNet(nn.Module):
         level3 = self.lang_l3(y3, i3, tokens, mask)
         x = self.lang_l4(y4, i4, tokens, mask)
         x = run(self.u3, x, level3)
-        x = run(self.u2, x, (y2 + i2) / 2)
-        x = run(self.u1, x, (y1 + i1) / 2)
+        x = run(self.u2, x, (y2 + i2).mul_(0.5))
+        x = run(self.u1, x, (y1 + i1).mul_(0.5))
         with torch.autocast(x.device.type, enabled=False):  # 16-bit floats cannot tell 256 grey levels apart
             return self.outc(x.float()).sigmoid()
 

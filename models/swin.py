@@ -48,7 +48,8 @@ class SwinBlock(nn.Module):
     def _attend(self, x: Tensor, shift_mask: Tensor) -> Tensor:
         _, height, width, dim = x.shape
         window = self.window
-        x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
+        if height % window or width % window:  # padding by nothing would copy
+            x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
         padded = x.shape[1:3]
         if self.shift:
             x = x.roll((-self.shift, -self.shift), dims=(1, 2))
