@@ -1,13 +1,13 @@
 # make demo    train and evaluate a small model on synthetic scenes; results in runs/demo/
 # make test    run the test suite          make lint    check the style
-# make bench-data    measure how fast data are read, and the memory that takes
+# make bench   measure how fast everything is, beside the straightforward way; make bench-data: reading data alone
 # Each installs requirements.txt into .venv first, once. PYTHON=python3.12 picks another interpreter.
 
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
 
-.PHONY: demo test lint bench-data install clean
+.PHONY: demo test lint bench bench-data install clean
 
 install: .venv/installed
 
@@ -40,6 +40,13 @@ test: install
 
 lint: install
 	$(BIN)/ruff check .
+
+bench: install bench-data
+	for shape in demo readme; do \
+	  $(BIN)/python benchmarks/bench_infer.py --shape $$shape --out runs/bench_infer_$$shape.json --profile runs/bench_infer_$$shape \
+	  && $(BIN)/python benchmarks/bench_train.py --shape $$shape --out runs/bench_train_$$shape.json --profile runs/bench_train_$$shape \
+	  || exit 1; done
+	$(BIN)/python benchmarks/bench_scale.py --plot runs/bench_scale.png --out runs/bench_scale.json
 
 bench-data: install
 	mkdir -p runs

@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import engine
+import models.recompute
 from engine import Progress, Readings, train_one_epoch
 from models import Output, build_criterion, build_model
 from utils.device import grad_scaler
@@ -171,6 +173,45 @@ def test_recomputing_changes_neither_gradients_nor_running_statistics(model, sta
         loss.backward()
         outcomes.append([*(p.grad for p in network.parameters() if p.grad is not None), *network.buffers()])
     assert all(torch.equal(one, two) for one, two in zip(*outcomes, strict=True))
+
+
+def test_what_is_recomputed_to_save_memory_changes_no_gradient(model, monkeypatch):
+    batch, outcomes = batches(1)[0], []
+    for recompute in (models.recompute.recompute, lambda function, *inputs: function(*inputs)):
+        monkeypatch.setattr(models.recompute, "recompute", recompute)
+        network = copy.deepcopy(model).train()
+        torch.manual_seed(5)
+        loss, _ = build_criterion(ARGS)(network(*(batch[name] for name in engine.INPUTS)),
+                                        batch["vis"], batch["ir"], batch["target"])
+        loss.backward()
+        outcomes.append([*(p.grad for p in network.parameters() if p.grad is not None), *network.buffers()])
+    assert all(torch.equal(one, two) for one, two in zip(*outcomes, strict=True))
+
+
+class WaitsForDevice(TorchDispatchMode):
+    """Notes every operation that makes the host wait for a GPU: reading a number, or sending one there."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero,
+                                       torch.ops.aten.lift_fresh):
+            self.seen.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_does_not_wait_for_the_device(model):
+    """Shown on the CPU, where the same operations are carried out."""
+    batch, criterion = batches(1)[0], build_criterion(ARGS)
+    for _ in range(2):  # the first makes what is kept
+        waits = WaitsForDevice()
+        with waits:
+            output = model.train()(*(batch[name] for name in engine.INPUTS))
+            loss, _ = criterion(output, batch["vis"], batch["ir"], batch["target"])
+            loss.backward()
+    assert not waits.seen
 
 
 def test_losses_are_float32_whatever_the_networks_compute_in(model):

@@ -1,21 +1,28 @@
 """Standardised images and their luma: the arithmetic that fuser, losses, data and pictures share."""
+import functools
+
 import torch
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+@functools.cache
+@torch.inference_mode(False)
+def _statistics(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Mean and deviation, (2, 3, 1, 1); copied to a device once, since it is waited for."""
+    return torch.tensor([IMAGENET_MEAN, IMAGENET_STD], dtype=dtype).view(2, 3, 1, 1).to(device)
+
+
 def standardise(image: torch.Tensor) -> torch.Tensor:
     """(..., 3, H, W) float in [0, 1] to (x − mean) / std with the ImageNet statistics."""
-    mean = image.new_tensor(IMAGENET_MEAN).view(3, 1, 1)
-    std = image.new_tensor(IMAGENET_STD).view(3, 1, 1)
+    mean, std = _statistics(image.device, image.dtype)
     return (image - mean) / std
 
 
 def destandardise(image: torch.Tensor) -> torch.Tensor:
     """The inverse of `standardise`, clamped to [0, 1]."""
-    mean = image.new_tensor(IMAGENET_MEAN).view(3, 1, 1)
-    std = image.new_tensor(IMAGENET_STD).view(3, 1, 1)
+    mean, std = _statistics(image.device, image.dtype)
     return (image * std + mean).clamp(0, 1)
 
 
