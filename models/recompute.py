@@ -5,6 +5,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+LARGE = 2_500_000  # bytes of an input, from which on memory counts for more than time
+
 
 def recompute(function, *inputs):
     """`function(*inputs)`, of which only the inputs are kept until the backward pass.
@@ -19,12 +21,12 @@ def recompute(function, *inputs):
 
 
 def recompute_cheap(function, *inputs):
-    """`recompute` for what costs little to compute again, and draws no random numbers; on the CPU alone.
+    """`recompute` for what costs little to compute again and is large; on the CPU alone.
 
     There PyTorch's fused attention has no gradient for its mask, and what takes its place keeps all weights. A compiler
     decides for itself what to keep.
     """
-    if inputs[0].device.type != "cpu" or torch.compiler.is_compiling():
+    if inputs[0].device.type != "cpu" or inputs[0].nbytes < LARGE or torch.compiler.is_compiling():
         return function(*inputs)
     return recompute(function, *inputs)
 
