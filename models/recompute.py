@@ -26,7 +26,7 @@ def recompute_cheap(function, *inputs):
     There PyTorch's fused attention has no gradient for its mask, and what takes its place keeps all weights. A compiler
     decides for itself what to keep.
     """
-    if inputs[0].device.type != "cpu" or inputs[0].nbytes < LARGE or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or inputs[0].device.type != "cpu" or inputs[0].nbytes < LARGE:
         return function(*inputs)
     return recompute(function, *inputs)
 
