@@ -1,15 +1,19 @@
 """The baseline of the speed benchmarks: the same networks computed in the straightforward way.
 
-Attention in three steps (scores, softmax, sum), its mask put together in every block, batch norm as layers of their
-own, images stored as they come, all activations remembered, everything in float32.
+Maps are padded, rolled and cut into windows, and everything in the windows is projected, padding too. Attention goes in
+three steps (scores, softmax, sum), its mask put together in every block; PWAM has its channels before its pixels; batch
+norm is a layer of its own, images are stored as they come, all activations remembered, everything in float32.
 """
 import contextlib
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from timm.models.swin_transformer import window_partition, window_reverse
 
 import models.recompute
+from models.pwam import PixelNorm, Projection
+from models.swin import SwinBlock
 
 
 def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
@@ -21,9 +25,41 @@ def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False,
     return (F.dropout(weights, dropout_p) if dropout_p else weights) @ value
 
 
+def attend(block: SwinBlock, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """`SwinBlock._attend`: (B, H·W, dim) to the same."""
+    attn, window, shift = block.attn, block.attn.window_size[0], block.shift
+    x = F.pad(x.unflatten(1, (height, width)), (0, 0, 0, -width % window, 0, -height % window))
+    padded = x.shape[1:3]
+    x = x.roll((-shift, -shift), dims=(1, 2))
+    windows = window_partition(x, (window, window)).flatten(1, 2)
+    query, key, value = attn.qkv(windows).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    index = attn.relative_position_index
+    mask = attn.relative_position_bias_table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1)[None]
+    if shift:
+        mask = (mask + _shift_mask(*padded, window, x.device)[:, None]).repeat(len(x), 1, 1, 1)
+    windows = attn.proj(attention(query, key, value, mask).transpose(1, 2).flatten(2))
+    x = window_reverse(windows.unflatten(1, (window, window)), (window, window), *padded)
+    x = x.roll((shift, shift), dims=(1, 2))
+    return x[:, :height, :width].flatten(1, 2)
+
+
+def _shift_mask(height: int, width: int, window: int, device: torch.device) -> torch.Tensor:
+    """(windows, N, N): −100 between the 3×3 regions of a padded map, 0 within them."""
+    regions = torch.zeros(1, height, width, 1, device=device)
+    slices = (slice(0, -window), slice(-window, -(window // 2)), slice(-(window // 2), None))
+    for number, (rows, columns) in enumerate((rows, columns) for rows in slices for columns in slices):
+        regions[:, rows, columns] = number
+    regions = window_partition(regions, (window, window)).flatten(1)
+    return (regions[:, None, :] != regions[:, :, None]).float() * -100
+
+
 @contextlib.contextmanager
 def straightforwardly():
-    """A context in which PyTorch's attention is `attention`, and nothing is computed twice."""
+    """A context in which all this is so for the models, whose results it does not change."""
     with (mock.patch.object(F, "scaled_dot_product_attention", attention),
+          mock.patch.object(SwinBlock, "_attend", attend),
+          mock.patch.object(Projection, "forward", lambda layer, x: F.conv1d(
+              x.transpose(1, 2), layer.weight, layer.bias).transpose(1, 2)),
+          mock.patch.object(PixelNorm, "forward", lambda _, x: F.instance_norm(x.transpose(1, 2)).transpose(1, 2)),
           mock.patch.object(models.recompute, "recompute", lambda function, *inputs: function(*inputs))):
         yield

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from utils.color import IMAGENET_MEAN, IMAGENET_STD, luma
 
-from .recompute import recompute, recompute_cheap
+from .recompute import call, recompute, recompute_cheap
 
 TEXT_WIDTH = 256
 HEADS = 4
@@ -140,7 +140,7 @@ class FusionNet(nn.Module):
 
     def encode(self, visible: Tensor, infrared: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """visible, infrared (B, 1, H, W) in [0, 1] to the four levels of each, finest first."""
-        run = recompute if self.grad_checkpointing else _call
+        run = recompute if self.grad_checkpointing else call
         y1, i1 = run(self.y_inc, visible), run(self.i_inc, infrared)
         y2, i2 = run(self.y_d1, y1), run(self.i_d1, i1)
         y3, i3 = run(self.y_d2, y2), run(self.i_d2, i2)
@@ -149,7 +149,7 @@ class FusionNet(nn.Module):
 
     def decode(self, visible: tuple[Tensor, ...], infrared: tuple[Tensor, ...], text: Tensor, mask: Tensor) -> Tensor:
         """The levels of `encode`, text (B, T, text_dim) and mask (B, T) to the fused luma (B, 1, H, W) in (0, 1)."""
-        run = recompute if self.grad_checkpointing else _call
+        run = recompute if self.grad_checkpointing else call
         (y1, y2, y3, y4), (i1, i2, i3, i4) = visible, infrared
         tokens = self.txt(text)
         level3 = self.lang_l3(y3, i3, tokens, mask)
@@ -159,10 +159,6 @@ class FusionNet(nn.Module):
         x = run(self.u1, x, (y1 + i1).mul_(0.5))
         with torch.autocast(x.device.type, enabled=False):  # 16-bit floats cannot tell 256 grey levels apart
             return self.outc(x.float()).sigmoid()
-
-
-def _call(module: nn.Module, *inputs):
-    return module(*inputs)
 
 
 class UNetFuser(nn.Module):

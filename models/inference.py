@@ -8,9 +8,13 @@ from utils.device import has_onednn
 
 from .fuser import DoubleConv
 from .lavt import Decoder
+from .pwam import Projection
 from .ris_fusion import Output, RISFusion
-from .swin import LanguageSwin, SwinBlock
+from .swin import SwinBlock
 from .tta import forward_tta
+from .winograd import WinogradConv
+
+WIDE = 2**15  # channels in times channels out, from which on WinogradConv was the faster one
 
 
 class PointwiseLinear(nn.Module):
@@ -19,9 +23,9 @@ class PointwiseLinear(nn.Module):
     Measured on an AMD EPYC: 1.1 to 1.4 times as fast at Swin's sizes in float32, and the same in bfloat16.
     """
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, linear: nn.Linear | Projection):
         super().__init__()
-        self.weight = nn.Parameter(linear.weight.detach()[:, :, None, None], requires_grad=False)
+        self.weight = nn.Parameter(linear.weight.detach().flatten(1)[:, :, None, None], requires_grad=False)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,15 +35,16 @@ class PointwiseLinear(nn.Module):
 
 
 @torch.no_grad()
-def prepare_for_inference(model: RISFusion, device: torch.device) -> RISFusion:
+def prepare_for_inference(model: RISFusion, device: torch.device, plain: bool = True) -> RISFusion:
     """Rearrange a model for good, so that it computes the same numbers, but for rounding, in less time.
 
     Batch norm goes into the convolutions before it, and each Swin block keeps its attention mask. On a CPU with oneDNN
-    images are stored as NHWC, and Swin's linear layers become `PointwiseLinear`. The state dict is then no longer that
-    of the checkpoint format, and the model cannot be trained.
+    images are stored as NHWC, Swin's linear layers become `PointwiseLinear` and wide convolutions `WinogradConv`. The
+    state dict is then no longer that of the checkpoint format, and the model cannot be trained.
 
     Args:
         device: where it will compute.
+        plain: False if it is to be compiled or to compute in 16 bits, for which `WinogradConv` is not made.
     Returns:
         The same model, in evaluation mode, on the device.
     """
@@ -56,17 +61,23 @@ def prepare_for_inference(model: RISFusion, device: torch.device) -> RISFusion:
                 setattr(module, name, nn.Identity())
         elif isinstance(module, SwinBlock):
             module.masks = {}
-        elif isinstance(module, LanguageSwin) and has_onednn(device):
-            _replace_linears(module)
-    return model.to(device, memory_format=torch.channels_last if has_onednn(device) else torch.contiguous_format)
+    if not has_onednn(device):
+        return model.to(device)
+    if model.segmenter is not None:
+        _replace(model.segmenter.backbone, PointwiseLinear, lambda layer: isinstance(layer, nn.Linear | Projection))
+    if plain:
+        _replace(model, WinogradConv, lambda layer: isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3)
+                 and layer.in_channels * layer.out_channels >= WIDE)
+    return model.to(device, memory_format=torch.channels_last)
 
 
-def _replace_linears(module: nn.Module) -> None:
+def _replace(module: nn.Module, kind: type, which) -> None:
+    """Make a `kind` of each layer below `module` that `which` picks."""
     for name, child in module.named_children():
-        if isinstance(child, nn.Linear):
-            setattr(module, name, PointwiseLinear(child))
+        if which(child):
+            setattr(module, name, kind(child))
         else:
-            _replace_linears(child)
+            _replace(child, kind, which)
 
 
 class Inference(nn.Module):

@@ -6,6 +6,25 @@ from torch import Tensor, nn
 from .recompute import recompute_cheap
 
 
+class Projection(nn.Conv1d):
+    """A 1×1 convolution, by which name the checkpoint format knows it, of maps whose channels come last."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, in) to (B, N, out)."""
+        return F.linear(x, self.weight[..., 0], self.bias)
+
+
+class PixelNorm(nn.Module):
+    """InstanceNorm1d of maps whose channels come last: each channel of (B, N, C) over its N pixels; eps 1e-5."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - x.mean(1, keepdim=True)
+        return x * (x.square().mean(1, keepdim=True) + 1e-5).rsqrt()
+
+
 class SpatialImageLanguageAttention(nn.Module):
     """Pixels are the queries, words the keys and values.
 
@@ -20,13 +39,13 @@ class SpatialImageLanguageAttention(nn.Module):
         self.dim = dim
         self.num_heads = num_heads
         # Sequentials of one layer, because the names of the tensors are part of the checkpoint format.
-        self.f_query = nn.Sequential(nn.Conv1d(dim, dim, 1), nn.InstanceNorm1d(dim))
-        self.f_key = nn.Sequential(nn.Conv1d(text_dim, dim, 1))
-        self.f_value = nn.Sequential(nn.Conv1d(text_dim, dim, 1))
-        self.W = nn.Sequential(nn.Conv1d(dim, dim, 1), nn.InstanceNorm1d(dim))
+        self.f_query = nn.Sequential(Projection(dim, dim), PixelNorm())
+        self.f_key = nn.Sequential(Projection(text_dim, dim))
+        self.f_value = nn.Sequential(Projection(text_dim, dim))
+        self.W = nn.Sequential(Projection(dim, dim), PixelNorm())
 
     def forward(self, x: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """x (B, dim, N), text (B, text_dim, T), mask (B, T) to (B, dim, N) float32, under autocast, too.
+        """x (B, N, dim), text (B, T, text_dim), mask (B, T) to (B, N, dim) float32, under autocast, too.
 
         InstanceNorm takes the mean away from maps that differ little between pixels. What is left of them is the
         sentence's say in the matter, and less than 16-bit floats can hold.
@@ -35,17 +54,17 @@ class SpatialImageLanguageAttention(nn.Module):
             return self._attend(x.float(), text.float(), mask.float())
 
     def _attend(self, x: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        words = mask[:, None, :]
+        words = mask[:, :, None]
         query, key, value = (self._split_heads(projected) for projected in (
             self.f_query(x), self.f_key(text) * words, self.f_value(text) * words))
         # dim^-0.5 whatever the number of heads; a padded word is far down, but not at −inf.
         attended = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=1e4 * words[:, None] - 1e4, scale=self.dim ** -0.5)
-        return self.W(attended.transpose(2, 3).reshape(x.shape))
+            query, key, value, attn_mask=1e4 * mask[:, None, None] - 1e4, scale=self.dim ** -0.5)
+        return self.W(attended.transpose(1, 2).flatten(2))
 
     def _split_heads(self, x: Tensor) -> Tensor:
-        """(B, dim, N) to (B, heads, N, dim / heads)."""
-        return x.unflatten(1, (self.num_heads, -1)).transpose(2, 3)
+        """(B, N, dim) to (B, heads, N, dim / heads)."""
+        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
 
 class PWAM(nn.Module):
@@ -58,10 +77,10 @@ class PWAM(nn.Module):
 
     def __init__(self, dim: int, text_dim: int, num_heads: int = 1, dropout: float = 0.0):
         super().__init__()
-        self.vis_project = nn.Sequential(nn.Conv1d(dim, dim, 1), nn.GELU(), nn.Dropout(dropout))
+        self.vis_project = nn.Sequential(Projection(dim, dim), nn.GELU(), nn.Dropout(dropout))
         self.image_lang_att = SpatialImageLanguageAttention(dim, text_dim, num_heads)
-        self.project_mm = nn.Sequential(nn.Conv1d(dim, dim, 1), nn.GELU(), nn.Dropout(dropout))
+        self.project_mm = nn.Sequential(Projection(dim, dim), nn.GELU(), nn.Dropout(dropout))
 
     def forward(self, x: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """x (B, dim, N), N ≥ 2, text (B, text_dim, T), mask (B, T) in x's dtype to r (B, dim, N)."""
+        """x (B, N, dim), N ≥ 2, text (B, T, text_dim), mask (B, T) in x's dtype to r (B, N, dim)."""
         return self.project_mm(self.vis_project(x) * recompute_cheap(self.image_lang_att, x, text, mask))

@@ -4,17 +4,16 @@ MLP, patch embedding and merging are timm's, and so are attention's parameters. 
 the map before it pads it and shrinks the window on small maps, and this one pads first and never shrinks. So is what
 attention computes: timm keeps from PyTorch's fused kernels here.
 """
-import functools
-
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, PatchEmbed
-from timm.models.swin_transformer import PatchMerging, WindowAttention, window_partition, window_reverse
+from timm.models.swin_transformer import PatchMerging, WindowAttention
 from torch import Tensor, nn
 
 from .architecture import SwinSize
 from .pwam import PWAM
-from .recompute import recompute, recompute_cheap
+from .recompute import call, recompute, recompute_cheap
+from .windows import IntoWindows, OutOfWindows, find_windows
 
 DROP_PATH_RATE = 0.3
 
@@ -24,7 +23,6 @@ class SwinBlock(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, window: int, shift: int, drop_path: float):
         super().__init__()
-        self.window = window
         self.shift = shift
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(dim, num_heads, window_size=window)
@@ -36,72 +34,40 @@ class SwinBlock(nn.Module):
         self.mlp = Mlp(dim, 4 * dim)
         self.masks: dict | None = None  # for inference: by shift mask, of which there is one for each size
 
-    def forward(self, x: Tensor, shift_mask: Tensor) -> Tensor:
-        """x (B, H, W, dim) and the stage's `shift_mask(...)` to (B, H, W, dim)."""
-        x = x + self.drop_path(self._attend(self.norm1(x), shift_mask))
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        """x (B, H·W, dim) to the same."""
+        x = x + self.drop_path(self._attend(self.norm1(x), height, width))
         hidden = self.mlp.fc1(self.norm2(x))
         return x + self.drop_path(recompute_cheap(self._rest_of_mlp, hidden))
 
     def _rest_of_mlp(self, hidden: Tensor) -> Tensor:
         return self.mlp.fc2(self.mlp.act(hidden))
 
-    def _attend(self, x: Tensor, shift_mask: Tensor) -> Tensor:
-        _, height, width, dim = x.shape
-        window = self.window
-        if height % window or width % window:  # padding by nothing would copy
-            x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
-        padded = x.shape[1:3]
-        if self.shift:
-            x = x.roll((-self.shift, -self.shift), dims=(1, 2))
-        windows = window_partition(x, (window, window)).view(-1, window * window, dim)
-        windows = self._within_windows(windows, shift_mask if self.shift else None)
-        x = window_reverse(windows.view(-1, window, window, dim), (window, window), *padded)
-        if self.shift:
-            x = x.roll((self.shift, self.shift), dims=(1, 2))
-        return x[:, :height, :width]
-
-    def _within_windows(self, windows: Tensor, shift_mask: Tensor | None) -> Tensor:
-        """Attention within windows (B·nW, N, dim)."""
-        attn = self.attn
-        query, key, value = attn.qkv(windows).unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        attended = recompute_cheap(self._scaled_dot_product, query, key, value, shift_mask)
-        return attn.proj(attended.transpose(1, 2).flatten(2))
+    def _attend(self, x: Tensor, height: int, width: int) -> Tensor:
+        attn, (batch, _, dim) = self.attn, x.shape
+        windows = find_windows(height, width, attn.window_size[0], self.shift, attn.num_heads, x.device)
+        if windows.padding:
+            x = F.pad(x, (0, 0, 0, 1))  # padding is all alike: one row of it is enough to project
+        query, key, value = (rows.view(-1, windows.heads, attn.window_area, rows.shape[-1])
+                             for rows in IntoWindows.apply(attn.qkv(x), windows, dim // attn.num_heads))
+        attended = recompute_cheap(self._scaled_dot_product, query, key, value, windows.mask)
+        rows = attended.transpose(1, 2).reshape(batch, -1, attended.shape[-1])
+        return attn.proj(OutOfWindows.apply(rows, windows, dim))
 
     def _scaled_dot_product(self, query: Tensor, key: Tensor, value: Tensor, shift_mask: Tensor | None) -> Tensor:
-        mask = self._additive_mask(shift_mask, len(query))
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=self._additive_mask(shift_mask))
 
-    def _additive_mask(self, shift_mask: Tensor | None, windows: int) -> Tensor:
-        """Position bias and shift mask in one, (1 or B·nW, heads, N, N)."""
-        if self.masks is not None and shift_mask in self.masks:
-            mask = self.masks[shift_mask]
-        else:
-            index = self.attn.relative_position_index
-            mask = self.attn.relative_position_bias_table[index.flatten()].unflatten(0, index.shape).permute(2, 0, 1)
-            mask = mask[None] if shift_mask is None else mask + shift_mask[:, None]
-            if self.masks is not None:
-                self.masks[shift_mask] = mask
-        return mask if len(mask) in (1, windows) else mask.repeat(windows // len(mask), 1, 1, 1)
-
-
-@functools.lru_cache(maxsize=32)
-@torch.inference_mode(False)
-def shift_mask(height: int, width: int, window: int, device: torch.device) -> Tensor:
-    """What keeps the parts of a window rolled by half of it apart that are no neighbours in the image; made once.
-
-    Args:
-        height, width: of the map, which is padded to multiples of `window` first.
-    Returns:
-        (windows, window², window²) float32: 0 within a region, −100 between regions.
-    """
-    def regions(length: int) -> Tensor:
-        """0, 1, 2 along one axis of the rolled map: untouched windows, the last window, what was rolled around."""
-        position = torch.arange(length + -length % window, device=device)
-        return (position >= len(position) - window).int() + (position >= len(position) - window // 2).int()
-
-    region = 3 * regions(height)[:, None] + regions(width)[None, :]
-    region = window_partition(region[None, :, :, None], (window, window)).view(-1, window * window)
-    return (region[:, None, :] != region[:, :, None]).float() * -100
+    def _additive_mask(self, shift_mask: Tensor | None) -> Tensor:
+        """Position bias, and the shift mask if there is one: (1, heads, N, N) or (1, W·heads, N, N)."""
+        keep = self.masks is not None and not torch.compiler.is_compiling()
+        if keep and shift_mask in self.masks:
+            return self.masks[shift_mask]
+        index = self.attn.relative_position_index
+        bias = self.attn.relative_position_bias_table.index_select(0, index.flatten()).t().unflatten(1, index.shape)
+        mask = (bias if shift_mask is None else (bias + shift_mask).flatten(0, 1))[None]
+        if keep:
+            self.masks[shift_mask] = mask
+        return mask
 
 
 class Stage(nn.Module):
@@ -110,7 +76,6 @@ class Stage(nn.Module):
     def __init__(self, dim: int, depth: int, num_heads: int, window: int, drop_path: list[float],
                  text_dim: int, fusion_heads: int, fusion_drop: float, downsample: bool):
         super().__init__()
-        self.window = window
         self.blocks = nn.ModuleList(
             SwinBlock(dim, num_heads, window, shift=window // 2 if i % 2 else 0, drop_path=drop_path[i])
             for i in range(depth))
@@ -120,18 +85,22 @@ class Stage(nn.Module):
         self.downsample = PatchMerging(dim) if downsample else None
         self.grad_checkpointing = False
 
-    def forward(self, x: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, H, W, dim), text (B, text_dim, T), mask (B, T) to the residual r (B, H, W, dim) and the next x."""
+    def forward(self, x: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x (B, H, W, dim), text (B, T, text_dim), mask (B, T) to the residual r (B, H, W, dim) and the next x.
+
+        There is no next x after the last stage.
+        """
         _, height, width, _ = x.shape
-        x = x.float()  # under autocast, too, what the residuals are added to keeps float32
-        between_regions = shift_mask(height, width, self.window, x.device)
+        x = x.float().flatten(1, 2)  # under autocast, too, what the residuals are added to keeps float32
+        run = recompute if self.grad_checkpointing else call
         for block in self.blocks:
-            x = recompute(block, x, between_regions) if self.grad_checkpointing else block(x, between_regions)
-        words = (x.flatten(1, 2).transpose(1, 2), text, mask)
-        residual = recompute(self.fusion, *words) if self.grad_checkpointing else self.fusion(*words)
-        residual = residual.transpose(1, 2).unflatten(1, (height, width))
+            x = run(block, x, height, width)
+        residual = run(self.fusion, x, text, mask)
+        map_size = (height, width)
+        if self.downsample is None:  # nothing depends on the map behind the last residual
+            return residual.unflatten(1, map_size), None
         x = x + self.res_gate(residual) * residual
-        return residual, x if self.downsample is None else self.downsample(x)
+        return residual.unflatten(1, map_size), self.downsample(x.unflatten(1, map_size))
 
 
 class LanguageSwin(nn.Module):
@@ -159,7 +128,7 @@ class LanguageSwin(nn.Module):
                 dim, depth, size.num_heads[i], window, [rates.pop(0) for _ in range(depth)],
                 text_dim, fusion_heads[i], fusion_drop, downsample=i < 3))
             self.add_module(f"norm{i}", nn.LayerNorm(dim))
-        # Part of the checkpoint format, but nothing depends on the map behind the last residual.
+        # Part of the checkpoint format, but never used.
         self.layers[3].res_gate.requires_grad_(False)
         self.apply(self._init_weights)
 
@@ -186,7 +155,6 @@ class LanguageSwin(nn.Module):
         if max(image.shape[-2:]) <= 32:
             raise ValueError(f"an image of {image.shape[-2]}×{image.shape[-1]} px is too small: at 32 px and below the "
                              "last stage is a single position, on which InstanceNorm cannot work")
-        text = text.transpose(1, 2)
         mask = mask.to(text.dtype)
         x = self.patch_embed(image)
         features = []

@@ -192,7 +192,7 @@ def test_head_counts_that_cannot_be_are_refused(mha, tiny_bert):
 def test_the_window_follows_the_flag_or_the_name_of_the_swin_file(window12, name, window, tiny_bert):
     args = arguments(swin_type="micro", window12=window12, pretrained_swin_weights=name, ck_bert=tiny_bert)
     model = build_model(args, pretrained=False)
-    assert model.segmenter.backbone.layers[0].window == window
+    assert model.segmenter.backbone.layers[0].blocks[0].attn.window_size == (window, window)
 
 
 def test_what_the_words_change_survives_autocast():
@@ -201,7 +201,7 @@ def test_what_the_words_change_survives_autocast():
 
     torch.manual_seed(0)
     attention = SpatialImageLanguageAttention(64, 128, 1)
-    x, text, mask = torch.randn(2, 64, 400), 1 + 0.05 * torch.randn(2, 128, 20), torch.ones(2, 20)
+    x, text, mask = torch.randn(2, 400, 64), 1 + 0.05 * torch.randn(2, 20, 128), torch.ones(2, 20)
     with torch.no_grad():
         exact = attention(x, text, mask)
         with torch.autocast("cpu", torch.bfloat16):
