@@ -90,15 +90,18 @@ def main() -> None:
 def load(args: argparse.Namespace):
     """The `Predictor` that the command line asks for."""
     from predictor import Predictor
+    from utils.device import keep_freed_memory
 
     names = ("bert_tokenizer", "ck_bert", "img_size", "mha")
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     try:
-        return Predictor.from_checkpoint(args.ckpt, args.device, flip=args.tta == "flip", amp=args.amp, **given)
+        predictor = Predictor.from_checkpoint(args.ckpt, args.device, flip=args.tta == "flip", amp=args.amp, **given)
     except ValueError as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None  # with its flags and exit code
         raise UsageError(f"--mha: {error}") from error
+    keep_freed_memory(predictor.device)
+    return predictor
 
 
 def read_pair(predictor, files):

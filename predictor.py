@@ -20,7 +20,7 @@ from models.inference import prepare_for_inference
 from models.tta import average, exchange, left_right_ids
 from utils import checkpoint
 from utils.color import standardise
-from utils.device import select_device
+from utils.device import select_device, warn_if_slow
 from utils.draw import resize, to_image
 from utils.errors import InputError
 from utils.flags import resolve
@@ -73,6 +73,7 @@ class Predictor:
             log.warning("the vocabulary has not both `left` and `right` as words; sentences with them keep them, "
                         "though the mirrored image has them the other way round")
         self.amp = amp
+        warn_if_slow(self.device, torch.bfloat16 if amp else None)
         _, self._unknown, self._end = tokenizer(["[UNK]"])[0][0, :3].tolist()
 
     @classmethod
@@ -99,7 +100,7 @@ class Predictor:
             tokenizer = Tokenizer(args.bert_tokenizer)
             model = build_from_checkpoint(content, path, args.ck_bert, args.mha)
             check_vocabulary(tokenizer, model.text_encoder)
-            prepare_for_inference(model, where)
+            prepare_for_inference(model, where, torch.bfloat16 if amp else None)
         except InputError as error:
             # The sentences name flags of the command line; here these are arguments of the same names.
             sentence = re.sub(r"--(?=(ckpt|device|bert_tokenizer|ck_bert)\b)", "", str(error))

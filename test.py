@@ -69,9 +69,10 @@ def main() -> None:
     # After the command line is known to be good: these take seconds.
     from utils import distributed
     from utils.autosave import end_workers
-    from utils.device import select_device
+    from utils.device import keep_freed_memory, select_device
 
     device = select_device(args.device, distributed.local_rank())
+    keep_freed_memory(device)
     distributed.start(device, args.dist_timeout)
     logging.basicConfig(level=logging.INFO if distributed.rank() == 0 else logging.ERROR, format="%(message)s",
                         stream=sys.stdout)
@@ -176,7 +177,7 @@ def load(args: argparse.Namespace, device):
     from models.inference import Inference, prepare_for_inference
     from models.tta import left_right_ids
     from utils import checkpoint
-    from utils.device import compile_mode
+    from utils.device import compile_mode, warn_if_slow
 
     content = checkpoint.read(args.ckpt, "--ckpt")
     resolve(args, checkpoint.stored_args(content))
@@ -191,9 +192,10 @@ def load(args: argparse.Namespace, device):
     if flip and left_right is None:
         log.warning("--tta flip: %s has not both `left` and `right` as words; sentences with them keep them, though "
                     "the mirrored image has them the other way round", args.bert_tokenizer)
-    model = Inference(prepare_for_inference(model, device), flip, left_right, torch.bfloat16 if args.amp else None,
-                      compile_mode(device) if args.torchcompile else None)
-    return model, tokenizer
+    amp_dtype = torch.bfloat16 if args.amp else None
+    warn_if_slow(device, amp_dtype)
+    prepare_for_inference(model, device, amp_dtype, args.torchcompile)
+    return Inference(model, flip, left_right, amp_dtype, compile_mode(device) if args.torchcompile else None), tokenizer
 
 
 def context(args: argparse.Namespace, device, dataset, counts, bad: list[str]) -> dict:

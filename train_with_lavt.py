@@ -191,7 +191,15 @@ def train(args: argparse.Namespace, device) -> None:
     from models import build_criterion
     from utils import checkpoint, distributed, training_state
     from utils.autosave import Autosave
-    from utils.device import can_sync_batchnorm, grad_scaler, peak_memory, return_freed_memory, seed_everything
+    from utils.device import (
+        can_sync_batchnorm,
+        grad_scaler,
+        keep_freed_memory,
+        peak_memory,
+        return_freed_memory,
+        seed_everything,
+        warn_if_slow,
+    )
     from utils.run_record import RunRecord
 
     # What there is to work with
@@ -205,12 +213,15 @@ def train(args: argparse.Namespace, device) -> None:
         checkpoint.load_parts(model, state.get("weights", content), args.resume)
     train_loader, val_loader = build_loaders(args, tokenizer, device)
     dtype = getattr(torch, args.amp_dtype) if args.amp else None
+    warn_if_slow(device, dtype)
     if can_sync_batchnorm(device) and distributed.world_size() > 1:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(device, memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
     if args.grad_checkpointing:
         model.recompute_activations()
         return_freed_memory(device)
+    else:
+        keep_freed_memory(device)
     ema = build_ema(args, model, content)
     if args.torchcompile:
         model.compile()

@@ -35,16 +35,19 @@ class PointwiseLinear(nn.Module):
 
 
 @torch.no_grad()
-def prepare_for_inference(model: RISFusion, device: torch.device, plain: bool = True) -> RISFusion:
+def prepare_for_inference(model: RISFusion, device: torch.device, amp_dtype: torch.dtype | None = None,
+                          compiled: bool = False) -> RISFusion:
     """Rearrange a model for good, so that it computes the same numbers, but for rounding, in less time.
 
     Batch norm goes into the convolutions before it, and each Swin block keeps its attention mask. On a CPU with oneDNN
-    images are stored as NHWC, Swin's linear layers become `PointwiseLinear` and wide convolutions `WinogradConv`. The
-    state dict is then no longer that of the checkpoint format, and the model cannot be trained.
+    Swin's linear layers become `PointwiseLinear` and wide convolutions `WinogradConv`, the latter not for 16 bits and
+    not for a compiler, which both have ways of their own. Images are stored as NHWC there, and wherever 16 bits are
+    computed in. The state dict is then no longer that of the checkpoint format, and the model cannot be trained.
 
     Args:
         device: where it will compute.
-        plain: False if it is to be compiled or to compute in 16 bits, for which `WinogradConv` is not made.
+        amp_dtype: what it will compute in under autocast; None: float32.
+        compiled: whether it will be compiled.
     Returns:
         The same model, in evaluation mode, on the device.
     """
@@ -61,14 +64,14 @@ def prepare_for_inference(model: RISFusion, device: torch.device, plain: bool = 
                 setattr(module, name, nn.Identity())
         elif isinstance(module, SwinBlock):
             module.masks = {}
-    if not has_onednn(device):
-        return model.to(device)
-    if model.segmenter is not None:
-        _replace(model.segmenter.backbone, PointwiseLinear, lambda layer: isinstance(layer, nn.Linear | Projection))
-    if plain:
-        _replace(model, WinogradConv, lambda layer: isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3)
-                 and layer.in_channels * layer.out_channels >= WIDE)
-    return model.to(device, memory_format=torch.channels_last)
+    if has_onednn(device):
+        if model.segmenter is not None:
+            _replace(model.segmenter.backbone, PointwiseLinear, lambda layer: isinstance(layer, nn.Linear | Projection))
+        if amp_dtype is None and not compiled:
+            _replace(model, WinogradConv, lambda layer: isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3)
+                     and layer.in_channels * layer.out_channels >= WIDE)
+    nhwc = has_onednn(device) or amp_dtype is not None
+    return model.to(device, memory_format=torch.channels_last if nhwc else torch.contiguous_format)
 
 
 def _replace(module: nn.Module, kind: type, which) -> None:

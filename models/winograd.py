@@ -1,7 +1,7 @@
 """3×3 convolution with a quarter of the multiplications: F(4×4, 3×3) of Lavin and Gray (CVPR 2016), for a CPU.
 
-A patch of 6×6 pixels becomes 36 numbers, so that the convolution of its 4×4 middle is a product of each with the kernel,
-transformed likewise: 36 products for what takes 144. The 36 are matrix products over channels, which CPUs do best.
+A patch of 6×6 pixels becomes 36 numbers, so that the convolution of its 4×4 middle is a product of each with the
+kernel, transformed likewise: 36 products for what takes 144. Over the channels, the 36 are products of matrices.
 """
 import torch
 import torch.nn.functional as F

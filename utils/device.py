@@ -4,6 +4,7 @@ import ctypes
 import importlib.util
 import logging
 import random
+import time
 
 import numpy as np
 import torch
@@ -121,14 +122,54 @@ def compile_mode(device: torch.device) -> str:
     return "reduce-overhead" if device.type == "cuda" else "default"
 
 
+def is_slow(device: torch.device, dtype: torch.dtype | None) -> bool:
+    """Whether a CPU has no instructions for a 16-bit type and computes in it many times slower: told by trying."""
+    if device.type != "cpu" or dtype is None:
+        return False
+
+    def seconds(matrix: torch.Tensor) -> float:
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            matrix @ matrix
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    matrix = torch.ones(128, 128)
+    return seconds(matrix.to(dtype)) > 4 * seconds(matrix)
+
+
+def warn_if_slow(device: torch.device, dtype: torch.dtype | None) -> None:
+    """Say so where `--amp` would make a program many times slower."""
+    if is_slow(device, dtype):
+        log.warning("WARNING: this CPU has no instructions for %s and takes many times longer than in float32; leave "
+                    "out --amp", str(dtype).removeprefix("torch."))
+
+
+def keep_freed_memory(device: torch.device) -> None:
+    """Have this process keep the memory of freed tensors for the next ones: less time; on the CPU alone.
+
+    Left to itself, glibc gives blocks above 32 MB back to the system, which maps and clears them anew each time.
+    """
+    _set_malloc(device, {M_MMAP_THRESHOLD: 2**30, M_TRIM_THRESHOLD: 2**31 - 1})
+
+
 def return_freed_memory(device: torch.device) -> None:
     """Have freed tensors of 1 MB and more given back to the system at once: less memory, more time; on the CPU alone.
 
     Left to itself, glibc keeps freed blocks of up to 32 MB for later, between which others do not fit.
     """
+    _set_malloc(device, {M_MMAP_THRESHOLD: 2**20})
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+
+
+def _set_malloc(device: torch.device, options: dict[int, int]) -> None:
     if device.type == "cpu":
         with contextlib.suppress(OSError, AttributeError):  # not glibc
-            ctypes.CDLL(None).mallopt(-3, 2**20)  # M_MMAP_THRESHOLD
+            for option, value in options.items():
+                ctypes.CDLL(None).mallopt(option, value)
 
 
 def allow_tf32(device: torch.device) -> None:
