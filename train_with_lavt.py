@@ -93,7 +93,8 @@ def build_parser() -> ArgumentParser:
     run_on.add_argument("--grad-checkpointing", action="store_true",
                         help="compute Swin's blocks and the fuser twice instead of remembering them")
     run_on.add_argument("--channels-last", action="store_true", help="store images as NHWC, which can be faster")
-    run_on.add_argument("--torchcompile", action="store_true", help="compile the networks with torch.compile")
+    run_on.add_argument("--torchcompile", action="store_true",
+                        help="train with torch.compile; the first step takes minutes")
     run_on.add_argument("--tf32", action="store_true", help="allow TensorFloat-32 in float32 matrix products")
     run_on.add_argument("--dist-timeout", type=at_least(0.01, float), default=10.0,
                         help="minutes until a process that does not answer ends a job of several")
@@ -351,6 +352,8 @@ def evaluate_only(args: argparse.Namespace, device) -> None:
 
 def validate(args: argparse.Namespace, model, criterion, loader, device, dtype, check=None):
     """The validation metrics, the first samples as a contact sheet, (H, W, 3) uint8, and messages on rows left out."""
+    import torch
+
     from engine import evaluate, evaluate_fusion
     from utils import distributed
     from utils.draw import SampleSheet
@@ -363,10 +366,11 @@ def validate(args: argparse.Namespace, model, criterion, loader, device, dtype, 
         if check is not None:
             check()
 
-    if args.train_fuser_only:
-        metrics = evaluate_fusion(model, criterion, loader, device, on_batch, bad, dtype)
-    else:
-        metrics, _ = evaluate(model, loader, device, on_batch=on_batch, bad=bad, dtype=dtype)
+    with torch.compiler.set_stance("force_eager"):  # compiling for evaluation, too, would take longer than it saves
+        if args.train_fuser_only:
+            metrics = evaluate_fusion(model, criterion, loader, device, on_batch, bad, dtype)
+        else:
+            metrics, _ = evaluate(model, loader, device, on_batch=on_batch, bad=bad, dtype=dtype)
     for message in bad:
         log.warning("WARNING: left out: %s", message)
     sheet.rows = distributed.joined(sheet.rows)

@@ -26,7 +26,7 @@ BATCH_SIDE = 96  # of the images in the batches, so that 32 of them fit a small 
 def networks(args: argparse.Namespace, device) -> dict[str, dict[int, float]]:
     """Seconds of evaluation by what grows."""
     import torch
-    from measure import in_turn, make_batch, make_model
+    from measure import in_turn, make_batch, make_model, timed
     from tqdm import tqdm
 
     from models.inference import prepare_for_inference
@@ -53,7 +53,7 @@ def networks(args: argparse.Namespace, device) -> dict[str, dict[int, float]]:
     results = {}
     with torch.inference_mode():
         for what, ways in tqdm(curves.items(), desc="scale", unit="curve"):
-            times = in_turn(ways, device, args.rounds)
+            times = in_turn({work: timed(way, device) for work, way in ways.items()}, args.rounds)
             results[what] = {work: statistics.median(seconds) for work, seconds in times.items()}
     return results
 
@@ -63,7 +63,7 @@ def opening(rounds: int) -> dict[int, float]:
     import torch
     from bench_data import WORDS as VOCABULARY
     from bench_data import write_file
-    from measure import in_turn
+    from measure import in_turn, timed
 
     from bert import Tokenizer
     from bert.tiny import write_tiny_bert
@@ -75,8 +75,8 @@ def opening(rounds: int) -> dict[int, float]:
         for rows in ROWS:
             path = os.path.join(folder, f"{rows}.parquet")
             write_file(path, 0, 16, rows, pictures=False)
-            ways[rows] = lambda path=path: MMRISDataset(path, tokenizer, 480)
-        times = in_turn(ways, torch.device("cpu"), rounds)
+            ways[rows] = timed(lambda path=path: MMRISDataset(path, tokenizer, 480), torch.device("cpu"))
+        times = in_turn(ways, rounds)
     return {rows: statistics.median(seconds) for rows, seconds in times.items()}
 
 

@@ -1,4 +1,5 @@
 """What the speed benchmarks share: models of two sizes, clocks, counts of operations, tables."""
+import argparse
 import contextlib
 import json
 import os
@@ -14,7 +15,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import build_model
-from utils.device import describe, synchronize
+from utils.device import describe, is_slow, peak_memory, select_device, synchronize
+from utils.flags import at_least, image_size
 
 TOKENS, VOCABULARY = 20, 1000
 LOSSES = {"seg_loss": "ce", "lambda_prefusion": 3.0, "w_ssim_vis": 0.5, "w_ssim_ir": 0.0, "w_mse_vis": 0.5,
@@ -78,17 +80,25 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, side: int = 2048):
     return lambda: a @ b, 2 * side ** 3
 
 
-def in_turn(ways: dict, device: torch.device, rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Seconds of each of the functions in each round; they take turns, so that what else the machine does hits all."""
+def timed(function, device: torch.device):
+    """The function, returning the seconds it takes."""
+    def run() -> float:
+        synchronize(device)
+        start = time.perf_counter()
+        function()
+        synchronize(device)
+        return time.perf_counter() - start
+    return run
+
+
+def in_turn(ways: dict, rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Seconds, as the functions say, in each round; they take turns, so that what else the machine does hits all."""
     seconds = {name: [] for name in ways}
     for number in range(-warm_up, rounds):
         for name, way in ways.items():
-            synchronize(device)
-            start = time.perf_counter()
-            way()
-            synchronize(device)
+            took = way()
             if number >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(took)
     return seconds
 
 
@@ -97,70 +107,119 @@ def ratio(slow: list[float], fast: list[float]) -> float:
     return statistics.median(s / f for s, f in zip(slow, fast, strict=True))
 
 
-class PartClock:
-    """Times the networks of a model, forward and, through gradient hooks, backward. Waits for the device at each mark.
+class Process:
+    """A process of its own, in which a script does one thing whenever it is asked, by `serve`.
 
-    What comes between the marks of two networks in the backward pass belongs to the one that was entered last.
+    Every way of doing a thing has one, so that none sees the memory of another.
     """
 
-    def __init__(self, model, device: torch.device):
-        self.device = device
-        self.forward: dict[str, float] = {}
-        self.backward: dict[str, float] = {}
-        self._entered: tuple[str, float] | None = None
-        backbone = model.segmenter.backbone
-        self._time(model, "encode_pair", "fuser")
-        self._time(model.text_encoder, "forward", "text")
-        self._time(model.fuser, "decode", "fuser")
-        self._time(backbone.patch_embed, "forward", "Swin patches")
-        for number, stage in enumerate(backbone.layers, start=1):
-            self._time(stage, "forward", f"Swin stage {number}")
-        self._time(model.segmenter.classifier, "forward", "decoder")
+    def __init__(self, script: str, *arguments: str):
+        self.process = subprocess.Popen(
+            [sys.executable, script, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.peak_mb = 0.0
 
-    def _time(self, owner, method: str, part: str) -> None:
-        inner = getattr(owner, method)
+    def run(self) -> float:
+        """Have it done; the seconds it took."""
+        print(file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a measuring process has died: {' '.join(map(str, self.process.args))}")
+        answer = json.loads(line)
+        self.peak_mb = answer["peak_mb"]
+        return answer["seconds"]
 
-        def timed(*inputs, **named):
-            start = self.now()
-            output = inner(*inputs, **named)
-            self.forward[part] = self.forward.get(part, 0.0) + self.now() - start
-            for tensor in _tensors(output):
-                if tensor.requires_grad:
-                    tensor.register_hook(lambda _: self.enter(part))
-            return output
+    def __enter__(self):
+        return self
 
-        setattr(owner, method, timed)
-
-    def now(self) -> float:
-        """Seconds, when the device has done what it was given."""
-        synchronize(self.device)
-        return time.perf_counter()
-
-    def enter(self, part: str) -> None:
-        """Say that the backward pass has come to `part`."""
-        now = self.now()
-        if self._entered:
-            name, since = self._entered
-            self.backward[name] = self.backward.get(name, 0.0) + now - since
-        self._entered = (part, now)
-
-    def leave(self) -> None:
-        """Say that the backward pass is over."""
-        self.enter("")
-        self._entered = None
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
 
 
-def _tensors(output):
-    if isinstance(output, torch.Tensor):
-        return [output]
-    values = output.values() if isinstance(output, dict) else output
-    return [tensor for value in values for tensor in _tensors(value)] if isinstance(output, (tuple, list, dict)) else []
+def serve(function, device: torch.device, times: int) -> None:
+    """Call `function(times)` for each line of standard input, and answer with the seconds of one of these times."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what the function prints is no answer
+    run = timed(lambda: function(times), device)
+    for _ in sys.stdin:
+        print(json.dumps({"seconds": run() / times, "peak_mb": peak_memory(device) / 1e6}), file=answers, flush=True)
 
 
-def apart(script: str, *arguments: str) -> dict:
-    """Run a script in a new interpreter, whose memory nothing else has used; it prints a JSON object last."""
-    done = subprocess.run([sys.executable, script, *arguments], stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def compare(script: str, names: list[str], args, device: torch.device, flops: float) -> list[dict]:
+    """Measure ways of doing a thing, each in turn with the first of them and a matrix product.
+
+    Args:
+        script: serves the way that `--way` names.
+        args: of the command line: `rounds`, `batch_size`, and what `shared_flags` takes.
+        flops: operations that one way does.
+    Returns:
+        For each way but the first what was measured, by name.
+    """
+    from tqdm import tqdm
+
+    rows, (baseline, *others) = [], names
+    for name in tqdm(others, desc=os.path.basename(script), unit="way"):
+        kind = "bfloat16" if "amp" in name else "float32"
+        product, product_flops = matrix_rate(device, getattr(torch, kind))
+        with (Process(script, "--way", baseline, *shared_flags(args)) as plain,
+              Process(script, "--way", name, *shared_flags(args)) as ours):
+            times = in_turn({"baseline": plain.run, "ours": ours.run, "product": timed(product, device)}, args.rounds)
+        seconds, plain_seconds, rate = (statistics.median(times[who]) for who in ("ours", "baseline", "product"))
+        rows.append({
+            "way": name, "milliseconds": 1e3 * seconds, "baseline_milliseconds": 1e3 * plain_seconds,
+            "samples_per_second": args.batch_size / seconds, "times_as_fast": ratio(times["baseline"], times["ours"]),
+            "tflops": flops / seconds / 1e12, "matrix_product": kind,
+            "of_matrix_rate": flops / seconds / (product_flops / rate), "peak_mb": ours.peak_mb,
+            "baseline_peak_mb": plain.peak_mb, "of_baseline_memory": ours.peak_mb / plain.peak_mb, "seconds": times})
+    return rows
+
+
+def print_comparison(title: str, rows: list[dict]) -> None:
+    """The rows of `compare` as a table; the baseline's own columns say `before`."""
+    print_table(title, ["", "ms", "before", "times as fast", "samples/s", "GFLOP/s", "of matrix rate", "peak MB",
+                        "before", "ratio"],
+                [[row["way"], row["milliseconds"], row["baseline_milliseconds"], row["times_as_fast"],
+                  row["samples_per_second"], 1e3 * row["tflops"], row["of_matrix_rate"], row["peak_mb"],
+                  row["baseline_peak_mb"], row["of_baseline_memory"]] for row in rows])
+
+
+def add_shared_flags(parser) -> None:
+    """Add what the two benchmarks of the model have in common."""
+    parser.add_argument("--shape", choices=["readme", "demo"], default="demo",
+                        help="sizes of the published recipe, or of make demo")
+    parser.add_argument("-b", "--batch-size", type=at_least(1), help="default: 1 for readme, 8 for demo")
+    parser.add_argument("--img_size", type=image_size, help="default: 480 for readme, 96 for demo")
+    parser.add_argument("--device", default="auto", help="auto, cuda, npu or cpu")
+    parser.add_argument("--rounds", type=at_least(1), default=7, help="repeats of each measurement")
+    parser.add_argument("--times", type=at_least(1), default=1,
+                        help="how often a measurement does its thing; more where that takes milliseconds, as on a GPU")
+    parser.add_argument("--profile", metavar="DIR", help="write profiler traces and a picture of time by part there")
+    parser.add_argument("--out", help="write all figures to this JSON file, too")
+    for flag in ("--way", "--parts"):
+        parser.add_argument(flag, help=argparse.SUPPRESS)  # in a process of its own: serve this way, or its parts
+    parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)  # of the parts
+
+
+def complete(args) -> torch.device:
+    """Fill in what the command line leaves to the shape; the device."""
+    args.batch_size = args.batch_size or SHAPES[args.shape].batch_size
+    args.img_size = args.img_size or SHAPES[args.shape].img_size
+    return select_device(args.device)
+
+
+def shared_flags(args) -> list[str]:
+    """The command line for another process of the same benchmark."""
+    return ["--shape", args.shape, "-b", str(args.batch_size), "--img_size", str(args.img_size),
+            "--device", args.device, "--rounds", str(args.rounds), "--times", str(args.times)]
+
+
+def fast_enough(names: list[str], device: torch.device) -> list[str]:
+    """Without those that compute in bfloat16 where that is slow."""
+    if not is_slow(device, torch.bfloat16):
+        return names
+    print("bfloat16 is slow here, so --amp is not measured")
+    return [name for name in names if "amp" not in name]
 
 
 def machine(device: torch.device) -> dict[str, str]:
@@ -180,34 +239,6 @@ def print_table(title: str, head: list[str], rows: list[list]) -> None:
     for row in cells:
         print("  ".join(cell.ljust(width) if i == 0 else cell.rjust(width)
                         for i, (cell, width) in enumerate(zip(row, widths, strict=True))))
-
-
-def write_profile(folder: str, ways: dict, parts: dict[str, dict[str, float]]) -> None:
-    """A profiler trace of each function, and a picture of where the milliseconds of each go."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    os.makedirs(folder, exist_ok=True)
-    for name, way in ways.items():
-        way()
-        with torch.profiler.profile() as profile:
-            way()
-        profile.export_chrome_trace(os.path.join(folder, f"{name}.json"))
-    figure, axes = plt.subplots(figsize=(9, 1 + 0.3 * len(max(parts.values(), key=len)) * len(parts)),
-                                layout="constrained")
-    names = list(dict.fromkeys(name for times in parts.values() for name in times))
-    for number, (who, times) in enumerate(parts.items()):
-        places = [place + number * 0.8 / len(parts) for place in range(len(names))]
-        axes.barh(places, [times.get(name, 0.0) for name in names], 0.8 / len(parts),
-                  label=f"{who}: {sum(times.values()):.0f} ms")
-    axes.set_yticks([place + 0.2 for place in range(len(names))], names)
-    axes.invert_yaxis()
-    axes.set_xlabel("milliseconds")
-    axes.legend()
-    figure.savefig(os.path.join(folder, "parts.png"), dpi=120)
-    plt.close(figure)
 
 
 def save(report: dict, path: str | None) -> None:

@@ -98,20 +98,27 @@ class Inference(nn.Module):
                  amp_dtype: torch.dtype | None = None, compile_mode: str | None = None):
         super().__init__()
         if compile_mode:
-            model.compile(mode=compile_mode)
+            model.compile(mode=compile_mode, dynamic=False)
         self.model = model
         self.flip = flip
         self.left_right = left_right
         self.amp_dtype = amp_dtype
-        self.compiled = bool(compile_mode)
+        self.compiled_for: int | None = 0 if compile_mode else None  # batch size, 0 before the first batch
 
     def forward(self, vis: Tensor, ir: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Output:
         """Shapes as in `RISFusion`."""
+        inputs = (vis, ir, input_ids, attention_mask)
         with torch.autocast(vis.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
-            if self.flip:
-                output = forward_tta(self.model, vis, ir, input_ids, attention_mask, self.left_right)
-            else:
-                output = self.model(vis, ir, input_ids, attention_mask)
-        if self.compiled:  # a CUDA graph writes its next results to the same place
-            output = Output(output.fused.clone(), output.logits.clone())
+            output = forward_tta(self._once, *inputs, self.left_right) if self.flip else self._once(*inputs)
         return Output(output.fused.float(), output.logits.float())
+
+    def _once(self, *inputs: Tensor) -> Output:
+        if self.compiled_for is None:
+            return self.model(*inputs)
+        size = len(inputs[0])
+        self.compiled_for = max(self.compiled_for, size)
+        if size < self.compiled_for:  # filled up with its last sample, since compiling for another size takes minutes
+            index = torch.arange(self.compiled_for, device=inputs[0].device).clamp(max=size - 1)
+            inputs = [tensor.index_select(0, index) for tensor in inputs]
+        # Copies, since a CUDA graph writes its next results to the same place.
+        return Output(*(tensor[:size].clone() for tensor in self.model(*inputs)))

@@ -13,7 +13,7 @@ PATCH = torch.tensor([[4.0, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1
 KERNEL = torch.tensor([[6.0, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
 BACK = torch.tensor([[1.0, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
 
-TILES = 200  # patches at a time: their transforms fit a processor's cache, and matrix products are still efficient
+TILES = 300  # patches at a time: their transforms fit a processor's cache, and matrix products are still efficient
 
 
 class WinogradConv(nn.Module):

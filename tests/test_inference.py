@@ -41,16 +41,21 @@ def test_batch_norm_is_gone_from_a_prepared_model(model):
 
 
 @torch.inference_mode()
-def test_a_compiled_model_gives_the_same(model, monkeypatch):
+def test_a_compiled_model_gives_the_same_from_one_graph_for_all_batches(model, monkeypatch):
     """With the compiler's own stand-in for code generation, which takes minutes."""
-    modes, compile_ = [], torch.nn.Module.compile
+    options, compile_ = [], torch.nn.Module.compile
 
-    def compile_eagerly(self, mode):
-        modes.append(mode)
-        compile_(self, backend="eager")
+    def compile_eagerly(self, **given):
+        options.append(given)
+        compile_(self, backend="eager", fullgraph=True, dynamic=given["dynamic"])
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_eagerly)
-    compiled = Inference(prepare_for_inference(copy.deepcopy(model), CPU), compile_mode="default")
-    assert modes == ["default"]
-    for ours, plain in zip(compiled(*batch(64, 64)), model(*batch(64, 64)), strict=True):
-        torch.testing.assert_close(ours, plain, atol=1e-5 * float(plain.abs().max()), rtol=0)
+    torch.compiler.reset()
+    compiled = Inference(prepare_for_inference(copy.deepcopy(model), CPU, compiled=True), True, compile_mode="default")
+    plain = Inference(model, flip=True)
+    assert options == [{"mode": "default", "dynamic": False}]
+    torch._dynamo.utils.counters.clear()
+    for images in (batch(64, 64, 3), batch(64, 64, 3), batch(64, 64, 1), batch(64, 64, 2)):
+        for ours, expected in zip(compiled(*images), plain(*images), strict=True):
+            torch.testing.assert_close(ours, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

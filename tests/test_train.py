@@ -112,7 +112,8 @@ def test_it_trains_compiled(trained, scenes, tmp_path, monkeypatch):
     import train_with_lavt
 
     compile_module = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend="eager"))
+    monkeypatch.setattr(torch.nn.Module, "compile",
+                        lambda module: compile_module(module, backend="eager", fullgraph=True))
     monkeypatch.setattr("sys.argv", training(scenes, tmp_path, "--torchcompile", "--eval_vis_dir", ""))
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
     train_with_lavt.main()
