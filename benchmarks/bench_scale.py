@@ -96,6 +96,7 @@ def draw(curves: dict[str, dict[int, float]], path: str) -> None:
     figure, axes = plt.subplots(1, len(curves), figsize=(3.2 * len(curves), 3), layout="constrained")
     for axis, (what, curve) in zip(axes, curves.items(), strict=True):
         axis.loglog(list(curve), list(curve.values()), "o-")
+        axis.set_ylim(min(curve.values()) / 2, max(curve.values()) * 2)  # so that noise does not fill the picture
         axis.set_title(f"exponent {exponent(curve):.2f}", fontsize=10)
         axis.set_xlabel(what)
         axis.set_xticks(list(curve), [f"{work:,}" for work in curve], minor=False, fontsize=7)

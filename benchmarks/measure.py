@@ -165,12 +165,12 @@ def compare(script: str, names: list[str], args, device: torch.device, flops: fl
         with (Process(script, "--way", baseline, *shared_flags(args)) as plain,
               Process(script, "--way", name, *shared_flags(args)) as ours):
             times = in_turn({"baseline": plain.run, "ours": ours.run, "product": timed(product, device)}, args.rounds)
-        seconds, plain_seconds, rate = (statistics.median(times[who]) for who in ("ours", "baseline", "product"))
+        seconds, plain_seconds = (statistics.median(times[who]) for who in ("ours", "baseline"))
         rows.append({
             "way": name, "milliseconds": 1e3 * seconds, "baseline_milliseconds": 1e3 * plain_seconds,
             "samples_per_second": args.batch_size / seconds, "times_as_fast": ratio(times["baseline"], times["ours"]),
             "tflops": flops / seconds / 1e12, "matrix_product": kind,
-            "of_matrix_rate": flops / seconds / (product_flops / rate), "peak_mb": ours.peak_mb,
+            "of_matrix_rate": flops / product_flops * ratio(times["product"], times["ours"]), "peak_mb": ours.peak_mb,
             "baseline_peak_mb": plain.peak_mb, "of_baseline_memory": ours.peak_mb / plain.peak_mb, "seconds": times})
     return rows
 
@@ -233,7 +233,10 @@ def machine(device: torch.device) -> dict[str, str]:
 
 def print_table(title: str, head: list[str], rows: list[list]) -> None:
     """Columns as wide as their content, numbers to the right."""
-    cells = [head, *([f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows)]
+    def written(cell) -> str:
+        return str(cell) if not isinstance(cell, float) else f"{cell:.0f}" if cell >= 100 else f"{cell:.3g}"
+
+    cells = [head, *([written(cell) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     print(f"\n{title}")
     for row in cells:
