@@ -13,8 +13,6 @@ PATCH = torch.tensor([[4.0, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1
 KERNEL = torch.tensor([[6.0, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
 BACK = torch.tensor([[1.0, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
 
-TILES = 300  # patches at a time: their transforms fit a processor's cache, and matrix products are still efficient
-
 
 class WinogradConv(nn.Module):
     """What a `Conv2d` of 3×3 with padding 1 computes, for inference in float32.
@@ -31,7 +29,8 @@ class WinogradConv(nn.Module):
         weight, transform = conv.weight.detach().double(), KERNEL.double().to(conv.weight.device)
         weight = torch.einsum("ai,bj,kcij->abck", transform, transform, weight).flatten(0, 1).to(conv.weight.dtype)
         self.weight = nn.Parameter(weight.contiguous(), requires_grad=False)  # (36, in, out)
-        self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach(), requires_grad=False)
+        bias = weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
+        self.bias = nn.Parameter(bias, requires_grad=False)
         self.register_buffer("patch", torch.kron(PATCH, PATCH))  # (36, 36), both directions in one
         self.register_buffer("back", torch.kron(BACK, BACK))     # (16, 36)
 
@@ -41,16 +40,16 @@ class WinogradConv(nn.Module):
         down, across = -(-height // 4), -(-width // 4)  # tiles
         x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 4 * across - width + 1, 1, 4 * down - height + 1))
         image, row, column, _ = x.stride()
-        patches = x.as_strided((6, 6, batch, down, across, channels), (row, column, image, 4 * row, 4 * column, 1))
+        patches = x.as_strided((batch, down, across, 6, 6, channels), (image, 4 * row, 4 * column, row, column, 1))
         out = x.new_empty(batch, down, 4, across, 4, self.weight.shape[2])
-        step = max(1, TILES // across)
+        # As many tiles at a time as there are channels: few fit a cache, but each lot has all the weights read.
+        step = max(1, channels // across)
         for number in range(batch):
             for start in range(0, down, step):
-                some = patches[:, :, number, start:start + step]
-                products = (self.patch @ some.reshape(36, -1)).view(36, -1, channels) @ self.weight
-                tiles = self.back @ products.view(36, -1)
-                tiles = tiles.view(4, 4, -1, across, out.shape[-1]).permute(2, 0, 3, 1, 4)
-                if self.bias is not None:
-                    tiles += self.bias
-                out[number, start:start + step] = tiles
+                lot = patches[number, start:start + step].reshape(-1, 36, channels)
+                # A product for each tile is twice as fast as a single one with rows as long as all tiles.
+                patch, back = (transform.expand(len(lot), -1, -1) for transform in (self.patch, self.back))
+                lot = (patch @ lot).transpose(0, 1) @ self.weight  # (36, tiles, out)
+                lot = torch.baddbmm(self.bias, back, lot.transpose(0, 1))  # (tiles, 16, out)
+                out[number, start:start + step] = lot.unflatten(1, (4, 4)).unflatten(0, (-1, across)).transpose(1, 2)
         return out.view(batch, 4 * down, 4 * across, -1)[:, :height, :width].permute(0, 3, 1, 2)
