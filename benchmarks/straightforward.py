@@ -1,8 +1,9 @@
 """The baseline of the speed benchmarks: the same networks computed in the straightforward way.
 
 Maps are padded, rolled and cut into windows, and everything in the windows is projected, padding too. Attention goes in
-three steps (scores, softmax, sum), its mask put together in every block; PWAM has its channels before its pixels; batch
-norm is a layer of its own, images are stored as they come, all activations remembered, everything in float32.
+three steps (scores, softmax, sum), its mask put together in every block. Between pixels and words, pixels are projected
+before and after it, with their channels first. Batch norm is a layer of its own, images are stored as they come, all
+activations remembered, everything in float32.
 """
 import contextlib
 from unittest import mock
@@ -12,7 +13,8 @@ import torch.nn.functional as F
 from timm.models.swin_transformer import window_partition, window_reverse
 
 import models.recompute
-from models.pwam import PixelNorm, Projection
+from models.fuser import HEADS, PixelWordAttention
+from models.pwam import PixelNorm, Projection, SpatialImageLanguageAttention
 from models.swin import SwinBlock
 
 
@@ -53,11 +55,32 @@ def _shift_mask(height: int, width: int, window: int, device: torch.device) -> t
     return (regions[:, None, :] != regions[:, :, None]).float() * -100
 
 
+def attend_to_words(layer: PixelWordAttention, x: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor
+                    ) -> torch.Tensor:
+    """`PixelWordAttention.forward`: (B, in, h, w) to (B, 256, h, w)."""
+    query = layer.q_proj(x).flatten(2).unflatten(1, (HEADS, -1)).transpose(2, 3)
+    key, value = (project(tokens).unflatten(2, (HEADS, -1)).transpose(1, 2) for project in (layer.k_proj, layer.v_proj))
+    context = attention(query, key, value, mask.bool()[:, None, None])
+    return layer.out_proj(context.transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[-2:]))
+
+
+def attend_to_text(layer: SpatialImageLanguageAttention, x: torch.Tensor, text: torch.Tensor, mask: torch.Tensor
+                   ) -> torch.Tensor:
+    """`SpatialImageLanguageAttention._attend`: (B, N, dim) to the same."""
+    words = mask[:, :, None]
+    query, key, value = (projected.unflatten(2, (layer.num_heads, -1)).transpose(1, 2) for projected in (
+        layer.f_query(x), layer.f_key(text) * words, layer.f_value(text) * words))
+    attended = attention(query, key, value, 1e4 * mask[:, None, None] - 1e4, scale=layer.dim ** -0.5)
+    return layer.W(attended.transpose(1, 2).flatten(2))
+
+
 @contextlib.contextmanager
 def straightforwardly():
     """A context in which all this is so for the models, whose results it does not change."""
     with (mock.patch.object(F, "scaled_dot_product_attention", attention),
           mock.patch.object(SwinBlock, "_attend", attend),
+          mock.patch.object(PixelWordAttention, "forward", attend_to_words),
+          mock.patch.object(SpatialImageLanguageAttention, "_attend", attend_to_text),
           mock.patch.object(Projection, "forward", lambda layer, x: F.conv1d(
               x.transpose(1, 2), layer.weight, layer.bias).transpose(1, 2)),
           mock.patch.object(PixelNorm, "forward", lambda _, x: F.instance_norm(x.transpose(1, 2)).transpose(1, 2)),

@@ -83,7 +83,11 @@ class TextProjection(nn.Module):
 
 
 class PixelWordAttention(nn.Module):
-    """Every pixel attends to the words of the sentence, padding excluded."""
+    """Every pixel attends to the words of the sentence, padding excluded.
+
+    Words are few and pixels are many. So `q_proj` and `out_proj`, which are there for pixels, are applied to the other
+    side of the products they are part of: (Wq·x)·k is x·(Wqᵀ·k), and Wo·(a·v) is a·(Wo·v).
+    """
 
     def __init__(self, in_channels: int):
         super().__init__()
@@ -94,12 +98,21 @@ class PixelWordAttention(nn.Module):
 
     def forward(self, x: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """x (B, in, h, w), tokens (B, T, 256), mask (B, T) with 1 on real tokens, to (B, 256, h, w)."""
-        batch, _, height, width = x.shape
-        query = self.q_proj(x).view(batch, HEADS, -1, height * width).transpose(2, 3)
-        key = self.k_proj(tokens).view(batch, -1, HEADS, TEXT_WIDTH // HEADS).transpose(1, 2)
-        value = self.v_proj(tokens).view(batch, -1, HEADS, TEXT_WIDTH // HEADS).transpose(1, 2)
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask.bool()[:, None, None, :])
-        return self.out_proj(context.transpose(2, 3).reshape(batch, TEXT_WIDTH, height, width))
+        heads = (HEADS, TEXT_WIDTH // HEADS)
+        key = self.k_proj(tokens).unflatten(2, heads) * heads[1] ** -0.5  # (B, T, heads, 64)
+        value = self.v_proj(tokens).unflatten(2, heads)
+        query_weight = self.q_proj.weight.flatten(1).unflatten(0, heads)  # (heads, 64, in)
+        query_bias = self.q_proj.bias.unflatten(0, heads)
+        out_weight = self.out_proj.weight.flatten(1).unflatten(1, heads)  # (256, heads, 64)
+        key_of_pixel = torch.einsum("bthd,hdi->biht", key, query_weight)  # (B, in, heads, T)
+        same_for_all = torch.einsum("bthd,hd->bht", key, query_bias).masked_fill(mask[:, None] == 0, -torch.inf)
+        value_of_pixel = torch.einsum("bthd,ohd->bhto", value, out_weight)  # (B, heads, T, 256)
+
+        pixels = x.flatten(2).transpose(1, 2)  # (B, h·w, in)
+        scores = torch.baddbmm(same_for_all.flatten(1)[:, None], pixels, key_of_pixel.flatten(2))
+        weights = scores.unflatten(2, (HEADS, -1)).softmax(3).flatten(2)  # (B, h·w, heads·T)
+        context = torch.baddbmm(self.out_proj.bias, weights, value_of_pixel.flatten(1, 2))
+        return context.transpose(1, 2).unflatten(2, x.shape[-2:])
 
 
 class LangGatedFusion(nn.Module):

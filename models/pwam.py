@@ -55,16 +55,15 @@ class SpatialImageLanguageAttention(nn.Module):
 
     def _attend(self, x: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         words = mask[:, :, None]
-        query, key, value = (self._split_heads(projected) for projected in (
+        query, key, value = (projected.unflatten(2, (self.num_heads, -1)) for projected in (  # (B, N or T, heads, d)
             self.f_query(x), self.f_key(text) * words, self.f_value(text) * words))
         # dim^-0.5 whatever the number of heads; a padded word is far down, but not at −inf.
-        attended = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=1e4 * mask[:, None, None] - 1e4, scale=self.dim ** -0.5)
-        return self.W(attended.transpose(1, 2).flatten(2))
-
-    def _split_heads(self, x: Tensor) -> Tensor:
-        """(B, N, dim) to (B, heads, N, dim / heads)."""
-        return x.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        scores = query.transpose(1, 2) @ key.permute(0, 2, 3, 1) * self.dim ** -0.5 + (1e4 * mask - 1e4)[:, None, None]
+        weights = scores.softmax(3).transpose(1, 2).flatten(2)  # (B, N, heads·T)
+        # What W is to project are sums of values over words: it is given the values, of which there are fewer.
+        project, normalise = self.W
+        value = torch.einsum("bthd,ohd->bhto", value, project.weight.flatten(1).unflatten(1, (self.num_heads, -1)))
+        return normalise(torch.baddbmm(project.bias, weights, value.flatten(1, 2)))
 
 
 class PWAM(nn.Module):

@@ -159,3 +159,14 @@ def test_no_other_module_names_a_kind_of_device():
     for path in [ROOT / "engine.py", *rooms]:
         if path.name != "device.py":
             assert not any(word in path.read_text() for word in ("torch.cuda", "torch.npu", '"cuda', '"npu', "nccl"))
+
+
+def test_16_bits_are_warned_of_where_the_cpu_has_no_instructions_for_them(monkeypatch, caplog):
+    cpu = torch.device("cpu")
+    assert not devices.is_slow(cpu, None) and not devices.is_slow(torch.device("cuda"), torch.bfloat16)
+    assert not devices.is_slow(cpu, torch.float32)  # tried like any other type
+    devices.warn_if_slow(cpu, None)
+    assert not caplog.text
+    monkeypatch.setattr(devices, "is_slow", lambda device, dtype: True)
+    devices.warn_if_slow(cpu, torch.bfloat16)
+    assert "no instructions for bfloat16" in caplog.text and "leave out --amp" in caplog.text

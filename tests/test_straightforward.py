@@ -8,6 +8,7 @@ from test_models import arguments
 
 from benchmarks.straightforward import straightforwardly
 from models import build_model
+from models.fuser import PixelWordAttention
 from models.pwam import PWAM
 from models.swin import SwinBlock
 from models.winograd import WinogradConv
@@ -43,11 +44,25 @@ def test_attention_in_windows_and_its_gradients(height, width, shift):
     assert_same_as_straightforward(block, torch.randn(2, height * width, 12, dtype=torch.double), height, width)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_fusers_attention_to_words_and_its_gradients(layout):
+    torch.manual_seed(0)
+    mask = (torch.arange(20) < torch.tensor([[20], [7]])).long()
+    x = torch.randn(2, 12, 6, 10, dtype=torch.double).to(memory_format=layout)
+    tokens = torch.randn(2, 20, 256, dtype=torch.double)
+    assert_same_as_straightforward(PixelWordAttention(12).double(), x, tokens, mask)
+
+
 @pytest.mark.parametrize("heads", [1, 4])
-def test_attention_between_pixels_and_words_and_its_gradients(heads):
+def test_pwams_attention_to_words_and_its_gradients(heads):
     torch.manual_seed(0)
     pwam = PWAM(dim=16, text_dim=24, num_heads=heads).double()
-    pwam.image_lang_att.forward = pwam.image_lang_att._attend  # the forward pass goes to float32 first
+    attention = pwam.image_lang_att
+
+    def attend(*inputs):
+        return attention._attend(*inputs)  # looked up in each call, as it is replaced; forward would go to float32
+
+    attention.forward = attend
     mask = (torch.arange(20) < torch.tensor([[20], [7]])).double()
     x, text = torch.randn(2, 15, 16, dtype=torch.double), torch.randn(2, 20, 24, dtype=torch.double)
     assert_same_as_straightforward(pwam, x, text, mask)
