@@ -14,7 +14,7 @@ from .swin import SwinBlock
 from .tta import forward_tta
 from .winograd import WinogradConv
 
-WIDE = 2**14  # channels in times channels out, from which on WinogradConv was the faster one
+WIDE = 2**13  # channels in times channels out, from which on WinogradConv was the faster one
 
 
 class PointwiseLinear(nn.Module):

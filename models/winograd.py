@@ -4,7 +4,6 @@ A patch of 6×6 pixels becomes 36 numbers, so that the convolution of its 4×4 m
 kernel, transformed likewise: 36 products for what takes 144. Over the channels, the 36 are products of matrices.
 """
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 # The transforms Bᵀ, G and Aᵀ of the paper's section 4.3: of the patch, of the kernel, and back.
@@ -38,18 +37,23 @@ class WinogradConv(nn.Module):
         """(B, in, H, W) to (B, out, H, W), stored as NHWC."""
         batch, channels, height, width = x.shape
         down, across = -(-height // 4), -(-width // 4)  # tiles
-        x = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 4 * across - width + 1, 1, 4 * down - height + 1))
-        image, row, column, _ = x.stride()
-        patches = x.as_strided((batch, down, across, 6, 6, channels), (image, 4 * row, 4 * column, row, column, 1))
+        padded = x.new_empty(batch, 4 * down + 2, 4 * across + 2, channels)
+        padded[:, 1:height + 1, 1:width + 1] = x.permute(0, 2, 3, 1)
+        for border in (padded[:, :1], padded[:, height + 1:], padded[:, :, :1], padded[:, :, width + 1:]):
+            border.zero_()
+        image, row, column, _ = padded.stride()
+        patches = padded.as_strided((batch, down, across, 6, 6, channels), (image, 4 * row, 4 * column, row, column, 1))
         out = x.new_empty(batch, down, 4, across, 4, self.weight.shape[2])
         # As many tiles at a time as there are channels: few fit a cache, but each lot has all the weights read.
-        step = max(1, channels // across)
-        for number in range(batch):
-            for start in range(0, down, step):
-                lot = patches[number, start:start + step].reshape(-1, 36, channels)
+        rows = max(1, channels // across)
+        images = max(1, rows // down)
+        for number in range(0, batch, images):
+            for start in range(0, down, rows):
+                here = slice(number, number + images), slice(start, start + rows)
+                lot = patches[here].reshape(-1, 36, channels)
                 # A product for each tile is twice as fast as a single one with rows as long as all tiles.
                 patch, back = (transform.expand(len(lot), -1, -1) for transform in (self.patch, self.back))
                 lot = (patch @ lot).transpose(0, 1) @ self.weight  # (36, tiles, out)
                 lot = torch.baddbmm(self.bias, back, lot.transpose(0, 1))  # (tiles, 16, out)
-                out[number, start:start + step] = lot.unflatten(1, (4, 4)).unflatten(0, (-1, across)).transpose(1, 2)
+                out[here] = lot.view(*out[here].shape[:2], across, 4, 4, -1).transpose(2, 3)
         return out.view(batch, 4 * down, 4 * across, -1)[:, :height, :width].permute(0, 3, 1, 2)

@@ -84,7 +84,7 @@ def test_the_whole_model(height, width, tiny_bert):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize(("batch", "height", "width"), [(1, 24, 24), (3, 8, 28), (2, 13, 7), (1, 1, 2), (1, 90, 111)])
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 24, 24), (5, 8, 28), (2, 13, 7), (1, 1, 2), (1, 90, 111)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_winograd_convolution(batch, height, width, bias):
     torch.manual_seed(0)
