@@ -76,7 +76,6 @@ class Way:
 def measure_parts(args: argparse.Namespace, device: torch.device) -> dict:
     """Time or memory of the way that `--parts` names."""
     way = Way(args.parts, args, device)
-    way.run()
     return report_parts(way, PartClock(way.model, device), args)
 
 

@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=["readme", "demo"], default="demo",
                         help="sizes of the published recipe, or of make demo")
     parser.add_argument("--sides", nargs="+", type=at_least(33), default=SIDES, metavar="PIXELS")
-    parser.add_argument("--device", default="cpu", help="auto, cuda, npu or cpu")
+    parser.add_argument("--device", default="auto", help="auto, cuda, npu or cpu")
     parser.add_argument("--rounds", type=at_least(1), default=5, help="repeats of each measurement")
     parser.add_argument("--plot", help="draw the curves into this PNG file")
     parser.add_argument("--out", help="write all figures to this JSON file, too")

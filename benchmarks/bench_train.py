@@ -130,7 +130,6 @@ def make(name: str, args: argparse.Namespace, device: torch.device) -> Plain | O
 def measure_parts(args: argparse.Namespace, device: torch.device) -> dict:
     """Time or memory of the way that `--parts` names."""
     way = make(args.parts, args, device)
-    way.run()
     clock = PartClock(way.model, device)
     clock.time(way.criterion, "forward", "losses")
     step = way.optimizer.step

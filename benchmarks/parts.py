@@ -20,8 +20,7 @@ class PartClock:
 
     def __init__(self, model, device: torch.device):
         self.device = device
-        self.seconds = {"forward": {}, "backward": {}}
-        self.peak_mb = {"forward": {}, "backward": {}}
+        self.clear()
         self._entered: tuple[str, float] | None = None
         backbone = model.segmenter.backbone
         self.time(model, "encode_pair", "fuser")
@@ -31,6 +30,10 @@ class PartClock:
         for number, stage in enumerate(backbone.layers, start=1):
             self.time(stage, "forward", f"Swin stage {number}")
         self.time(model.segmenter.classifier, "forward", "decoder")
+
+    def clear(self) -> None:
+        self.seconds = {"forward": {}, "backward": {}}
+        self.peak_mb = {"forward": {}, "backward": {}}
 
     def time(self, owner, method: str, part: str) -> None:
         """Have calls of `owner.method`, and the backward pass through them, count for `part`."""
@@ -69,15 +72,17 @@ class PartClock:
         self.enter("")
         self._entered = None
 
+
 def report_parts(way, clock: PartClock, args) -> dict[str, dict[str, dict[str, float]]]:
     """`milliseconds` of each part in a round, averaged, or, with `--memory`, its `peak_mb`; by pass and part.
 
-    On a CPU the process is told to give freed memory back, so that it holds what is in use: that takes its time.
+    With `--memory` a process on a CPU gives freed memory back, so that it holds what is in use: that takes its time.
     """
     if args.memory:
         return_freed_memory(clock.device)
-        way.run()
-        clock.peak_mb = {"forward": {}, "backward": {}}
+    way.run()
+    clock.clear()
+    if args.memory:
         way.run()
         return {"peak_mb": clock.peak_mb}
     for _ in range(args.rounds):
