@@ -132,16 +132,17 @@ def write_profile(folder: str, ways: dict, parts: dict[str, dict]) -> None:
         with torch.profiler.profile() as profile:
             way()
         profile.export_chrome_trace(os.path.join(folder, f"{name}.json"))
-    times = {way: {f"{part}, {kind}" if report["milliseconds"]["backward"] else part: value
+    times = {way: {f"{part}, {kind}" if report["milliseconds"]["backward"] and part != "optimizer" else part: value
                    for kind, values in report["milliseconds"].items() for part, value in values.items()}
              for way, report in parts.items()}
     names = list(dict.fromkeys(name for values in times.values() for name in values))
-    figure, axes = plt.subplots(figsize=(9, 1 + 0.3 * len(names) * len(parts)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 1 + 0.18 * len(names) * len(parts)), layout="constrained")
     for number, (way, values) in enumerate(times.items()):
         places = [place + number * 0.8 / len(parts) for place in range(len(names))]
         axes.barh(places, [values.get(name, 0.0) for name in names], 0.8 / len(parts),
                   label=f"{way}: {sum(values.values()):,.0f} ms")
     axes.set_yticks([place + 0.2 for place in range(len(names))], names)
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds")
     axes.legend()

@@ -151,7 +151,7 @@ def keep_freed_memory(device: torch.device) -> None:
 
     Left to itself, glibc gives blocks above 32 MB back to the system, which maps and clears them anew each time.
     """
-    _set_malloc(device, {M_MMAP_THRESHOLD: 2**30, M_TRIM_THRESHOLD: 2**31 - 1})
+    _tell_glibc(device, ("mallopt", M_MMAP_THRESHOLD, 2**30), ("mallopt", M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def return_freed_memory(device: torch.device) -> None:
@@ -159,17 +159,18 @@ def return_freed_memory(device: torch.device) -> None:
 
     Left to itself, glibc keeps freed blocks of up to 32 MB for later, between which others do not fit.
     """
-    _set_malloc(device, {M_MMAP_THRESHOLD: 2**20})
+    _tell_glibc(device, ("mallopt", M_MMAP_THRESHOLD, 2**20), ("malloc_trim", 0))
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
-def _set_malloc(device: torch.device, options: dict[int, int]) -> None:
+def _tell_glibc(device: torch.device, *calls: tuple) -> None:
+    """Call its functions, each a name and inputs, where tensors lie in its memory."""
     if device.type == "cpu":
         with contextlib.suppress(OSError, AttributeError):  # not glibc
-            for option, value in options.items():
-                ctypes.CDLL(None).mallopt(option, value)
+            for function, *inputs in calls:
+                getattr(ctypes.CDLL(None), function)(*inputs)
 
 
 def allow_tf32(device: torch.device) -> None:
