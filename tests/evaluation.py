@@ -1,27 +1,15 @@
 """Running test.py, and reading what it leaves."""
-import contextlib
 import csv
-import importlib.util
 import io
 import json
-import logging
-import os
 import subprocess
-import sys
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from conftest import ROOT
+from conftest import in_process
 from PIL import Image
-
-from utils import errors
-
-SPEC = importlib.util.spec_from_file_location("evaluation", ROOT / "test.py")
-EVALUATION = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(EVALUATION)
 
 
 def write_wide_scenes(scenes: Path, path: Path) -> Path:
@@ -48,24 +36,8 @@ def arguments(trained, parquet, out_dir, *more) -> list[str]:
 
 
 def evaluate(trained, parquet, out_dir, *more, ok=True) -> subprocess.CompletedProcess:
-    """What `script("test.py", ...)` does, without the seconds of a new process."""
-    command, code = ["test.py", *arguments(trained, parquet, out_dir, *more)], 0
-    out, err, here, root = io.StringIO(), io.StringIO(), os.getcwd(), logging.getLogger()
-    handlers, level = root.handlers, root.level
-    root.handlers = []
-    try:
-        os.chdir(ROOT)
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), mock.patch.object(sys, "argv", command):
-            errors.run(EVALUATION.main)
-    except SystemExit as error:
-        code = error.code
-    finally:
-        os.chdir(here)
-        root.handlers = handlers
-        root.setLevel(level)
-    if ok:
-        assert code == 0, out.getvalue() + err.getvalue()
-    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
+    """Carry out test.py."""
+    return in_process("test.py", *arguments(trained, parquet, out_dir, *more), ok=ok)
 
 
 def read_samples(out_dir) -> list[dict]:

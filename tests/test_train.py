@@ -1,6 +1,5 @@
 """train_with_lavt.py, run as a researcher runs it."""
 import json
-import signal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -107,16 +106,10 @@ def test_it_trains_with_less_precision_and_less_memory(flags, trained, scenes, t
 
 def test_it_trains_compiled(trained, scenes, tmp_path, monkeypatch):
     """Without code generation, which takes a C++ compiler minutes: what is traced is what would be compiled."""
-    import logging
-
-    import train_with_lavt
-
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile",
                         lambda module: compile_module(module, backend="eager", fullgraph=True))
-    monkeypatch.setattr("sys.argv", training(scenes, tmp_path, "--torchcompile", "--eval_vis_dir", ""))
-    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
-    train_with_lavt.main()
+    train(scenes, tmp_path, "--torchcompile", "--eval_vis_dir", "")
     assert epochs_of(tmp_path)[1]["total"] == pytest.approx(epochs_of(trained)[1]["total"], rel=0.05)
 
 
@@ -237,17 +230,10 @@ def test_starting_anew_in_a_folder_keeps_the_earlier_run(scenes, tmp_path):
     (["--model-ema-decay", "1"], 2, "--model-ema-decay: must be below 1"),
     (["--grad-accum-steps", "5"], 1, "fewer than the 20 of one step"),
     (["--lr_seg", "1e30", "--max_bad_steps", "2"], 1, "this was number 2 in a row, and training stops")])
-def test_what_cannot_work_ends_with_one_sentence(flags, code, message, scenes, tmp_path, monkeypatch, capsys):
-    """In this process, since the start of another would be most of the time."""
-    import train_with_lavt
-
-    monkeypatch.setattr("sys.argv", training(scenes, tmp_path / "out", *flags))
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own handlers
-    with pytest.raises(SystemExit) as stopped:
-        run(train_with_lavt.main)
-    assert stopped.value.code == code
-    error = capsys.readouterr().err
-    assert message in error and "usage:" not in error
+def test_what_cannot_work_ends_with_one_sentence(flags, code, message, scenes, tmp_path):
+    result = train(scenes, tmp_path / "out", *flags, ok=False)
+    assert result.returncode == code
+    assert message in result.stderr and "usage:" not in result.stderr
 
 
 def test_with_nothing_there_the_training_set_is_asked_for_first(tmp_path, monkeypatch, capsys):
@@ -267,7 +253,8 @@ def test_a_damaged_row_is_named_whichever_process_reads_it(scenes, tmp_path):
     place = table.schema.get_field_index("infrared_image")
     pq.write_table(table.set_column(place, "infrared_image", pa.array(images, pa.binary())), tmp_path / "bad.parquet")
     for workers in (0, 2):
-        result = train(scenes, tmp_path / "out", "--train_parquet", tmp_path / "bad.parquet", "-j", workers, ok=False)
+        result = script(*training(scenes, tmp_path / "out", "--train_parquet", tmp_path / "bad.parquet", "-j", workers),
+                        ok=False)
         assert result.returncode == 1
         assert result.stderr.strip().splitlines()[-1].startswith(
             f"error: {tmp_path / 'bad.parquet'}: row 3: infrared_image cannot be decoded")
