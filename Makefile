@@ -46,10 +46,9 @@ bench: install bench-data
 	  $(BIN)/python benchmarks/bench_infer.py --shape $$shape --out runs/bench_infer_$$shape.json --profile runs/bench_infer_$$shape \
 	  && $(BIN)/python benchmarks/bench_train.py --shape $$shape --out runs/bench_train_$$shape.json --profile runs/bench_train_$$shape \
 	  || exit 1; done
-	$(BIN)/python benchmarks/bench_scale.py --plot runs/bench_scale.png --out runs/bench_scale.json
+	$(BIN)/python benchmarks/bench_scale.py --shape readme --plot runs/bench_scale.png --out runs/bench_scale.json
 
 bench-data: install
-	mkdir -p runs
 	$(BIN)/python benchmarks/bench_data.py --out runs/bench_data.json
 
 clean:

@@ -13,11 +13,11 @@ import tempfile
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # when run as a script
 
 from utils.errors import run
-from utils.flags import at_least
+from utils.flags import ArgumentParser, at_least
 
 SIDES = (240, 360, 480, 720, 960)
 BATCHES = (1, 2, 4, 8, 16, 32)
-WORDS = (1, 2, 4, 8, 16, 18)
+WORDS = (1, 2, 4, 8, 18)
 SENTENCES = (1, 2, 4, 8)
 ROWS = (1_000, 4_000, 16_000, 64_000)
 BATCH_SIDE = 96  # of the images in the batches, so that 32 of them fit a small machine
@@ -101,14 +101,17 @@ def draw(curves: dict[str, dict[int, float]], path: str) -> None:
         axis.set_xlabel(what)
         axis.set_xticks(list(curve), [f"{work:,}" for work in curve], minor=False, fontsize=7)
         axis.minorticks_off()
+        ends = sorted({min(curve.values()), max(curve.values())}) if exponent(curve) > 0.1 else [max(curve.values())]
+        axis.set_yticks(ends, [f"{seconds:.2g}" for seconds in ends])
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("seconds")
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=["readme", "demo"], default="demo",
                         help="sizes of the published recipe, or of make demo")
     parser.add_argument("--sides", nargs="+", type=at_least(33), default=SIDES, metavar="PIXELS")

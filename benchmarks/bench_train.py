@@ -41,6 +41,7 @@ from models import build_criterion
 from train_with_lavt import build_optimizer, trainable
 from utils.device import grad_scaler, keep_freed_memory, return_freed_memory
 from utils.errors import run
+from utils.flags import ArgumentParser
 
 BASELINE = "straightforward"
 PLAIN = [BASELINE, "pixels gathered, fused attention", "and what is cheap computed again", "and AdamW fused"]
@@ -144,7 +145,7 @@ def measure_parts(args: argparse.Namespace, device: torch.device) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     add_shared_flags(parser)
     ways = [*PLAIN[1:], *FLAGS]
     parser.add_argument("--ways", nargs="+", choices=ways, metavar="WAY",

@@ -247,5 +247,6 @@ def print_table(title: str, head: list[str], rows: list[list]) -> None:
 def save(report: dict, path: str | None) -> None:
     """Write everything that was measured to a JSON file, if there is to be one."""
     if path:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         with open(path, "w", encoding="utf-8") as file:
             json.dump(report, file, indent=1)

@@ -1,10 +1,10 @@
 """The training step: what it skips, what it adds up, what it saves memory on."""
 import copy
-import logging
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import train
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import engine
@@ -240,22 +240,14 @@ def test_frozen_parts_stay_as_they_are(model, start):
             assert frozen == torch.equal(tensor, before[name]), name
 
 
-def test_running_out_of_memory_names_what_helps(monkeypatch, scenes, tmp_path, capsys):
-    from conftest import training
-
-    import train_with_lavt
-    from utils.errors import run as run_script
-
+def test_running_out_of_memory_names_what_helps(monkeypatch, scenes, tmp_path):
     def allocate(*_args, **_options):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     monkeypatch.setattr(engine, "train_one_epoch", allocate)
-    monkeypatch.setattr("sys.argv", training(scenes, tmp_path, "--eval_vis_dir", ""))
-    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
-    with pytest.raises(SystemExit) as stopped:
-        run_script(train_with_lavt.main)
-    assert stopped.value.code == 1
-    message = capsys.readouterr().err
+    result = train(scenes, tmp_path, "--eval_vis_dir", "", ok=False)
+    assert result.returncode == 1
+    message = result.stderr
     for words in ("4 samples of 64×64 pixels on cpu", "-b", "--grad-accum-steps", "--amp", "--grad-checkpointing",
                   "--img_size"):
         assert words in message
