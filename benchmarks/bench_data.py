@@ -335,9 +335,9 @@ def main() -> None:
         report["opening"] = opening(path, bert, args.gigabytes, args.rows_per_group)
         if args.gigabytes:
             report["memory"] = reading(path, bert, args.gigabytes, args.rows_per_group)
-    if args.out:
-        with open(args.out, "w", encoding="utf-8") as file:
-            json.dump(report, file, indent=1)
+    from measure import save
+
+    save(report, args.out)
 
 
 def opening(path: str, bert: str, gigabytes: float, rows_per_group: int) -> dict:
