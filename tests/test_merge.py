@@ -267,7 +267,10 @@ def test_what_cannot_be_held_out_leaves_no_file(tmp_path, column, values, words)
     assert files(tmp_path / "sets") == []
 
 
-def test_interrupting_leaves_no_output_behind(tmp_path, parts, monkeypatch):
+def test_interrupting_leaves_no_output_behind(tmp_path, parts, monkeypatch, request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+
     def interrupted(*arguments):
         yield table(0, 20)
         assert len(files(tmp_path)) == 3  # the temporary file lies in the output's folder
