@@ -27,7 +27,8 @@ def script(name: str, *arguments, ok: bool = True) -> subprocess.CompletedProces
 
 def in_process(name: str, *arguments, ok: bool = True) -> subprocess.CompletedProcess:
     """What `script` does, but for signals, without the seconds in which a new process imports PyTorch."""
-    command, code, out, err = [name, *map(str, arguments)], 0, io.StringIO(), io.StringIO()
+    command, code = [name, *map(str, arguments)], 0
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
     here, precision, root = os.getcwd(), torch.get_float32_matmul_precision(), logging.getLogger()
     handlers, level = root.handlers, root.level
     root.handlers = []
@@ -43,9 +44,10 @@ def in_process(name: str, *arguments, ok: bool = True) -> subprocess.CompletedPr
         torch.set_float32_matmul_precision(precision)
         root.handlers = handlers
         root.setLevel(level)
+    said, complained = (stream.buffer.getvalue().decode() for stream in (out, err))
     if ok:
-        assert code == 0, out.getvalue() + err.getvalue()
-    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
+        assert code == 0, said + complained
+    return subprocess.CompletedProcess(command, code, said, complained)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """predict.py and Predictor, as someone uses them who has a thermal camera and a few pictures."""
 import io
-import logging
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -9,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, script
+from conftest import ROOT, in_process, script
 from PIL import Image
 
 import predict
@@ -18,7 +17,6 @@ from data import MMRISDataset, collate
 from data.pictures import read_picture
 from predictor import Predictor
 from utils.draw import resize, to_image
-from utils.errors import run
 from utils.panel import panel
 
 LEFT, RIGHT = "the red disc on the left", "the red disc on the right"
@@ -42,21 +40,12 @@ def predictor(trained):
 
 
 @pytest.fixture
-def ask(trained, tmp_path, monkeypatch, caplog, capsys):
+def ask(trained, tmp_path):
     """Call predict.py within this process: what it says and its exit code."""
     def call(visible, infrared, *more, text=LEFT):
-        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, (
-            "--ckpt", trained / "last.pth", "--visible", visible, "--infrared", infrared, "--text", text,
-            "--out", tmp_path / "out", "--device", "cpu", *more))])
-        caplog.set_level(logging.INFO)
-        caplog.clear()
-        code = 0
-        try:
-            run(predict.main)
-        except SystemExit as end:
-            code = end.code
-        said = capsys.readouterr()
-        return SimpleNamespace(code=code, said=caplog.text + said.out + said.err)
+        result = in_process("predict.py", "--ckpt", trained / "last.pth", "--visible", visible, "--infrared", infrared,
+                            "--text", text, "--out", tmp_path / "out", "--device", "cpu", *more, ok=False)
+        return SimpleNamespace(code=result.returncode, said=result.stdout + result.stderr)
     return call
 
 
@@ -270,8 +259,7 @@ def test_bfloat16_gives_nearly_the_same(trained, predictor, pictures):
     ("scene.png", "scene.png", ["--mha", "1-2"], 2, "--mha: '1-2' is not four numbers"),
     ("scene.png", "scene.png", ["--img_size", "32"], 2, "take 33 or more"),
     ("scene.png", "scene.png", ["--out", "README.md"], 2, "--out: the folder 'README.md' cannot be made")])
-def test_what_cannot_work_ends_with_one_sentence(visible, infrared, more, code, message, ask, pictures, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_what_cannot_work_ends_with_one_sentence(visible, infrared, more, code, message, ask, pictures):
     answer = ask(pictures.folder / "visible" / visible, pictures.folder / "infrared" / infrared, *more)
     assert answer.code == code
     assert message in answer.said
