@@ -1,4 +1,5 @@
 """Which device a name stands for, and that everything about a device goes through one module."""
+import itertools
 import json
 import subprocess
 import sys
@@ -164,6 +165,11 @@ def test_no_other_module_names_a_kind_of_device():
 def test_16_bits_are_warned_of_where_the_cpu_has_no_instructions_for_them(monkeypatch, caplog):
     cpu = torch.device("cpu")
     assert not devices.is_slow(cpu, None) and not devices.is_slow(torch.device("cuda"), torch.bfloat16)
+    for seconds, slow in ((4, False), (5, True)):  # five products in 16 bits, then five in float32 of a second each
+        clock = itertools.accumulate([0, *[seconds, 1] * 5, *[1] * 10])
+        monkeypatch.setattr(devices, "time", SimpleNamespace(perf_counter=clock.__next__))
+        assert devices.is_slow(cpu, torch.bfloat16) == slow
+    monkeypatch.setattr(devices, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
     assert not devices.is_slow(cpu, torch.float32)  # tried like any other type
     devices.warn_if_slow(cpu, None)
     assert not caplog.text
