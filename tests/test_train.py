@@ -161,11 +161,13 @@ def test_tensorboard_and_run_json_tell_what_the_run_is(trained):
 def test_every_option_of_the_optimization_is_taken(scenes, tmp_path):
     result = train(scenes, tmp_path, "--epochs", 1, "--seg_loss", "dice", "--amsgrad", "--grad_clip", 0.1,
                    "--fusion_drop", 0.2, "--channels-last", "--mha", "1-2-4-8", "--window12", "--model_id", "try",
-                   "--print-freq", 1, "--pin_mem", "--eval_vis_dir", "")
+                   "--print-freq", 1, "--pin_mem", "--eval_vis_dir", "", "--wd_seg", 0.3, "--wd_pf", 0.2)
     content = checkpoint.read(str(tmp_path / "model_best_try.pth"), "--ckpt")
     assert "1 of 1 epoch done; best overall IoU" in result.stdout
     assert len(content["model"]["backbone.layers.0.blocks.0.attn.relative_position_bias_table"]) == 23 ** 2
     assert content["args"]["mha"] == "1-2-4-8"
+    groups = checkpoint.read(str(tmp_path / "last.pth"), "--resume")["training"]["optimizer"]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.2]
     assert not (tmp_path / "eval_vis").exists()
 
 
