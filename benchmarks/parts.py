@@ -32,6 +32,7 @@ class PartClock:
         self.time(model.segmenter.classifier, "forward", "decoder")
 
     def clear(self) -> None:
+        """Forget what was noted so far."""
         self.seconds = {"forward": {}, "backward": {}}
         self.peak_mb = {"forward": {}, "backward": {}}
 

@@ -157,6 +157,8 @@ def keep_freed_memory(device: torch.device) -> None:
 def return_freed_memory(device: torch.device) -> None:
     """Have freed tensors of 1 MB and more given back to the system at once: less memory, more time; on the CPU alone.
 
+    What lies free by now is given back, too.
+
     Left to itself, glibc keeps freed blocks of up to 32 MB for later, between which others do not fit.
     """
     _tell_glibc(device, ("mallopt", M_MMAP_THRESHOLD, 2**20), ("malloc_trim", 0))
