@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 import torch
 
+from evaluation.metrics import THRESHOLDS, pixel_counts, summarise, usable_rows
+from training.autosave import STOP
 from utils import distributed
-from utils.autosave import STOP
 from utils.device import autocast
 from utils.errors import InputError
-from utils.metrics import THRESHOLDS, pixel_counts, summarise, usable_rows
 from utils.progress import progress_bar, say
 
 INPUTS = ("vis", "ir", "input_ids", "attention_mask")
@@ -225,7 +225,7 @@ def evaluate(model, loader, device, thresholds=THRESHOLDS, on_batch=None, bad: l
         bad: gets the messages about rows that the data set left out, those of all processes.
         dtype: as in `train_one_epoch`.
     Returns:
-        The metrics in percent (see `utils.metrics.summarise`), over the rows that could be used; and (N, 5) int64
+        The metrics in percent (see `evaluation.metrics.summarise`), over the rows that could be used; and (N, 5) int64
         pixel counts by row, N being the length of the data set, all 0 for rows that were left out.
     Raises:
         InputError: no row could be used.

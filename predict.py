@@ -33,7 +33,7 @@ def build_parser() -> ArgumentParser:
 
 def result_names(pairs: list, texts: list[str]) -> list[list[str]]:
     """For each pair and each text a file name without kind and suffix, all different: `FLIR_00018-the_red_car`."""
-    from utils.results import file_stem, unique_names
+    from utils.files import file_stem, unique_names
 
     words = [re.sub(r"\W+", "_", text)[:60].strip("_") or "text" for text in texts]
     words = unique_names(words, list(range(1, len(words) + 1)))
@@ -57,8 +57,8 @@ def main() -> None:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from data.pictures import pair_files
+    from utils.files import set_aside
     from utils.progress import progress_bar
-    from utils.results import set_aside
 
     pairs, alone = pair_files(args.visible, args.infrared)
     if alone:
@@ -125,9 +125,8 @@ def answer(predictor, pair, text: str, stem: str) -> str:
     import numpy as np
     from PIL import Image
 
-    from utils.draw import outlined, overlay
+    from utils.draw import outlined, overlay, panel
     from utils.files import replacing
-    from utils.panel import panel
 
     fused, mask, _ = predictor.predict(pair, text)
     page = panel(text, {"visible": pair.visible, "infrared": pair.infrared, "fused": fused,

@@ -68,8 +68,8 @@ def main() -> None:
 
     # After the command line is known to be good: these take seconds.
     from utils import distributed
-    from utils.autosave import end_workers
     from utils.device import keep_freed_memory, select_device
+    from utils.workers import end_workers
 
     device = select_device(args.device, distributed.local_rank())
     keep_freed_memory(device)
@@ -89,22 +89,23 @@ def test(args: argparse.Namespace, device) -> None:
     import torch
 
     from data import MMRISDataset, collate, share
-    from data.lumas import WithLumas
     from engine import INPUTS, evaluate
-    from utils import ablation, distributed, fusion_metrics, report
-    from utils.autosave import leave_signals_to_the_parent
+    from evaluation import ablation, fusion_metrics, report
+    from evaluation.metrics import sample_iou, usable_rows
+    from evaluation.results import ResultWriter, write_json, write_samples
+    from utils import distributed
     from utils.draw import SampleSheet
-    from utils.metrics import sample_iou, usable_rows
-    from utils.results import ResultWriter, set_aside, write_json, write_samples
+    from utils.files import set_aside
+    from utils.workers import leave_signals_to_the_parent
 
     main_process = distributed.rank() == 0
     model, tokenizer = load(args, device)
     make_folder(args.out_dir, "--out_dir")
-    dataset = MMRISDataset(args.test_parquet, tokenizer, args.img_size, originals=True, bad_rows=args.bad_rows)
+    dataset = MMRISDataset(args.test_parquet, tokenizer, args.img_size, originals=True,
+                            lumas=args.fusion_metrics, bad_rows=args.bad_rows)
     if args.shuffle_text:
         dataset.shuffle_text(args.seed)
-    samples = WithLumas(dataset) if args.fusion_metrics else dataset
-    rows = torch.utils.data.Subset(samples, range(min(args.limit or len(dataset), len(dataset))))
+    rows = torch.utils.data.Subset(dataset, range(min(args.limit or len(dataset), len(dataset))))
     loader = torch.utils.data.DataLoader(
         rows, batch_size=args.batch_size, num_workers=args.workers, collate_fn=collate,
         sampler=share(len(rows), distributed.rank(), distributed.world_size()),
@@ -202,8 +203,8 @@ def context(args: argparse.Namespace, device, dataset, counts, bad: list[str]) -
     """What `metrics.json` says about its metrics: how sure they are, how they were made, and what was left out."""
     import torch
 
-    from utils import bootstrap
-    from utils.metrics import usable_rows
+    from evaluation import bootstrap
+    from evaluation.metrics import usable_rows
 
     rows = usable_rows(counts)
     images = [dataset.names[row] for row in rows.tolist()]
@@ -217,9 +218,9 @@ def context(args: argparse.Namespace, device, dataset, counts, bad: list[str]) -
 
 def announce(args: argparse.Namespace, results: dict) -> None:
     """Print the results and where they are."""
-    from utils import ablation, fusion_metrics
-    from utils.metrics import table
-    from utils.results import FOLDERS
+    from evaluation import ablation, fusion_metrics
+    from evaluation.metrics import table
+    from evaluation.results import FOLDERS
     from utils.text import counted
 
     print(f"{args.test_parquet}, sentences swapped between samples" if args.shuffle_text else args.test_parquet)

@@ -149,9 +149,10 @@ def main() -> None:
     args = parse_args()
 
     # After the command line is known to be good: these take seconds.
+    from training.autosave import Stopped
     from utils import distributed
-    from utils.autosave import Stopped, end_workers
     from utils.device import allow_tf32, is_out_of_memory, seed_everything, select_device
+    from utils.workers import end_workers
 
     device = select_device(args.device, distributed.local_rank())
     distributed.start(device, args.dist_timeout)
@@ -190,8 +191,10 @@ def train(args: argparse.Namespace, device) -> None:
 
     from engine import Progress, train_one_epoch
     from models import build_criterion
-    from utils import checkpoint, distributed, training_state
-    from utils.autosave import Autosave
+    from training import state as training_state
+    from training.autosave import Autosave
+    from training.run_record import RunRecord
+    from utils import checkpoint, distributed
     from utils.device import (
         can_sync_batchnorm,
         grad_scaler,
@@ -201,7 +204,6 @@ def train(args: argparse.Namespace, device) -> None:
         seed_everything,
         warn_if_slow,
     )
-    from utils.run_record import RunRecord
 
     # What there is to work with
     content = checkpoint.read(args.resume, "--resume") if args.resume else {}
@@ -308,7 +310,8 @@ def train(args: argparse.Namespace, device) -> None:
 def restore(args: argparse.Namespace, content: dict, optimizer, scaler, rows: int, step_samples: int):
     """Fill optimizer and scaler from a checkpoint; return its progress and, in words, what is not as it was."""
     from engine import Progress
-    from utils import checkpoint, training_state
+    from training import state as training_state
+    from utils import checkpoint
 
     state = content["training"]
     progress = Progress(**state["progress"])
@@ -336,9 +339,9 @@ def evaluate_only(args: argparse.Namespace, device) -> None:
     """Print how good the checkpoint of `--resume` is on the validation set."""
     import torch
 
+    from evaluation.metrics import table
     from models import build_criterion
     from utils import checkpoint, distributed
-    from utils.metrics import table
 
     content = checkpoint.read(args.resume, "--resume")
     model, tokenizer = build_networks(args)
@@ -420,8 +423,8 @@ def build_loaders(args: argparse.Namespace, tokenizer, device):
 
     from data import EpochSampler, MMRISDataset, collate, share
     from utils import distributed
-    from utils.autosave import leave_signals_to_the_parent
     from utils.device import can_pin_memory
+    from utils.workers import leave_signals_to_the_parent
 
     rank, world_size = distributed.rank(), distributed.world_size()
     options = {"batch_size": args.batch_size, "num_workers": args.workers, "persistent_workers": args.workers > 0,
@@ -473,9 +476,9 @@ def summarise_run(args: argparse.Namespace, device, model, train_rows: int, val_
 
     import torch
 
+    from training.run_record import git_commit
     from utils import distributed
     from utils.device import describe
-    from utils.run_record import git_commit
 
     millions = {name: round(sum(p.numel() for p in network.parameters()) / 1e6, 3)
                 for name, network in model.networks().items()}
@@ -502,7 +505,7 @@ def continues_in_place(args: argparse.Namespace) -> bool:
 
 def make_room(args: argparse.Namespace) -> None:
     """Move what another run left in this one's folders out of the way."""
-    from utils.results import set_aside
+    from utils.files import set_aside
 
     if continues_in_place(args):
         return

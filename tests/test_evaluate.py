@@ -7,11 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import script
-from evaluation import arguments, evaluate, fused_stem, read_metrics, read_samples, write_wide_scenes
 from PIL import Image
 
+from evaluation import arguments, evaluate, fused_stem, read_metrics, read_samples, write_wide_scenes
 from utils import checkpoint
-from utils.results import file_stem, unique_names
+from utils.files import file_stem, unique_names
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,10 @@
 """All that a run needs besides its weights in order to go on as if nothing had happened."""
 import torch
 
-from . import distributed
-from .device import random_state, set_random_state
-from .errors import InputError
-from .text import counted
+from utils import distributed
+from utils.device import random_state, set_random_state
+from utils.errors import InputError
+from utils.text import counted
 
 # May differ when a run goes on: where it computes and what it writes, not what it computes.
 FREE = {"resume", "workers", "pin_mem", "device", "print_freq", "output_dir", "eval_vis_dir", "model_id", "keep",

@@ -1,7 +1,8 @@
 """Does the text steer the fusion? The same model with the true sentence, that of another sample, and an empty one."""
 import torch
 
-from .color import destandardise
+from utils.color import destandardise
+
 from .metrics import defined, pixel_counts, summarise
 
 SENTENCES = ("true", "swapped", "empty")

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torchmetrics.functional.image import structural_similarity_index_measure, visual_information_fidelity
 
-from .draw import resize, to_image
+from utils.draw import resize, to_image
+
 from .metrics import defined
 from .results import encode_jpeg
 
