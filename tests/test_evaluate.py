@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import script
+from evaluations import arguments, evaluate, fused_stem, read_metrics, read_samples, write_wide_scenes
 from PIL import Image
 
-from evaluation import arguments, evaluate, fused_stem, read_metrics, read_samples, write_wide_scenes
 from utils import checkpoint
 from utils.files import file_stem, unique_names
 

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from evaluations import evaluate, fused_stem, read_metrics, read_samples, write_wide_scenes
 from PIL import Image
 
 from bert import Tokenizer
 from data import MMRISDataset
-from evaluation import evaluate, fused_stem, read_metrics, read_samples, write_wide_scenes
 from evaluation.fusion_metrics import NAMES, baselines, fusion_metrics
 
 
