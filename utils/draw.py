@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from . import distributed
 from .color import destandardise
 
 RED = np.array([255, 0, 0])
@@ -131,6 +132,10 @@ class SampleSheet:
                     predicted = (output.logits[i].argmax(0) == 1).cpu().numpy()
                     pictures += [outlined(fused, predicted), outlined(fused, (batch["target"][i] == 1).numpy())]
                 self.rows.append((self.questions[row], pictures))
+
+    def gather(self) -> None:
+        """Join what all processes have collected."""
+        self.rows = distributed.joined(self.rows)
 
     def page(self) -> np.ndarray | None:
         """The sheet, (H, W, 3) uint8; None if there is nothing on it."""
