@@ -103,7 +103,7 @@ class Predictor:
             prepare_for_inference(model, where, torch.bfloat16 if amp else None)
         except InputError as error:
             # The sentences name flags of the command line; here these are arguments of the same names.
-            sentence = re.sub(r"--(?=(ckpt|device|bert_tokenizer|ck_bert)\b)", "", str(error))
+            sentence = re.sub(r"--(?=(ckpt|device|bert_tokenizer|ck_bert|img_size)\b)", "", str(error))
             raise ValueError(sentence) from error
         return cls(model, tokenizer, args.img_size, where, flip=flip, amp=amp)
 

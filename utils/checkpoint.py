@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import foreign
 from .errors import InputError, UsageError
 from .files import replacing
+from .text import counted
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +22,8 @@ PARTS = {"model": "segmenter", "prefusion_model": "fuser", "bert_model": "text_e
 def read(path: str, flag: str) -> dict:
     """Load a file that PyTorch saved, on the CPU and without running any code in it.
 
-    Besides tensors and plain values only `argparse.Namespace` is admitted, which the released checkpoint holds.
+    Besides tensors and plain values only what `foreign.admitted` lists is read. State dicts are given in the form that
+    our networks expect, see `foreign.normalise`.
 
     Args:
         path: the file.
@@ -32,8 +35,10 @@ def read(path: str, flag: str) -> dict:
     if not os.path.isfile(path):
         raise UsageError(f"{flag}: there is no file {path!r}; README.md, \"Data and weights\", says where to get it")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with foreign.admitted():
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError as error:
+        raise InputError(f"{flag}: {path} {error}") from error
     except Exception as error:  # a damaged file can fail anywhere in PyTorch's reader
         if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"GLOBAL ([\w.]+)", str(error))):
             raise InputError(f"{flag}: {path} holds more than weights and plain values, namely {found[1]}; "
@@ -42,7 +47,7 @@ def read(path: str, flag: str) -> dict:
         raise InputError(f"{flag}: {path} cannot be read{reason}; it is damaged or was not saved by PyTorch") from error
     if not isinstance(content, dict):
         raise InputError(f"{flag}: {path} holds a {type(content).__name__}, not a dict of weights")
-    return content
+    return foreign.normalise(content, path)
 
 
 def save(content: dict, path: str) -> None:
@@ -91,20 +96,35 @@ def load_parts(model: nn.Module, content: dict, path: str) -> None:
 
 
 def stored_args(content: dict) -> dict:
-    """The `args` of a checkpoint as a dict: a Namespace in the released one, a dict in ours, empty if it has none."""
+    """The plain values in the `args` of a checkpoint by flag, a Namespace in the released one, a dict in ours.
+
+    What is no number, text, truth value, None or a list of them, such as a device, is left out.
+    """
     args = content.get("args")
     if isinstance(args, argparse.Namespace):
-        return vars(args)
-    return args if isinstance(args, dict) else {}
+        args = vars(args)
+    if not isinstance(args, dict):
+        return {}
+    plain = (bool, int, float, str, type(None))
+    return {name: value for name, value in args.items() if isinstance(value, plain) or (
+        isinstance(value, list | tuple) and all(isinstance(item, plain) for item in value))}
 
 
 def load_strictly(module: nn.Module, tensors: dict, source: str) -> None:
     """Fill all of `module` from `tensors`, key by key.
 
+    Swin's `relative_position_index`, which follows from the window size, may be absent.
+
     Raises:
         InputError: a key is absent, unknown or of another shape; `source` says in the message what was being loaded.
     """
     expected = module.state_dict()
+    derived = {key: value for key, value in expected.items()
+               if key.endswith("relative_position_index") and key not in tensors}
+    if derived:
+        log.info("%s: relative_position_index is absent in %s and was computed from the window size", source,
+                 counted(len(derived), "block"))
+        tensors = tensors | derived
     unlike = [key for key in expected if key not in tensors or tensors[key].shape != expected[key].shape]
     unknown = [key for key in tensors if key not in expected]
     if unlike:

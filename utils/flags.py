@@ -152,7 +152,7 @@ def resolve(args: argparse.Namespace, stored: dict) -> None:
         args: lacks those of `bert_tokenizer`, `ck_bert`, `img_size` and `mha` that were not given.
         stored: what the checkpoint says, of `utils.checkpoint.stored_args`.
     Raises:
-        UsageError: a folder is nowhere to be found.
+        UsageError: a folder is nowhere to be found, or what the checkpoint stored cannot be used.
     """
     for name in ("bert_tokenizer", "ck_bert"):
         if not hasattr(args, name):
@@ -162,7 +162,14 @@ def resolve(args: argparse.Namespace, stored: dict) -> None:
                 raise UsageError(f"--{name}: neither the folder that the checkpoint names, {path!r}, nor the default, "
                                  f"{BERT!r}, is here; pass the flag")
     if not hasattr(args, "img_size"):
-        args.img_size = stored.get("img_size") or 480
+        args.img_size = _stored_size(stored.get("img_size") or 480)
     if not hasattr(args, "mha"):
-        args.mha = stored.get("mha") or ""
+        args.mha = str(stored.get("mha") or "")
     require_existing(args, "bert_tokenizer", "ck_bert")
+
+
+def _stored_size(value) -> int:
+    try:
+        return image_size(str(value).removesuffix(".0"))
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"--img_size: the checkpoint stored {value!r}, which {error}; pass the flag") from error
