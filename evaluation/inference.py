@@ -1,4 +1,5 @@
 """A checkpoint opened for use: its tokenizer, and its model with the precision and mirroring that were asked for."""
+import argparse
 import logging
 import os
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from models.tta import average, exchange, left_right_ids
 from utils import checkpoint
 from utils.device import compile_mode, warn_if_slow
 from utils.errors import UsageError, naming
-from utils.flags import BERT
+from utils.flags import BERT, image_size
 
 logger = logging.getLogger(__name__)
 
@@ -123,8 +124,8 @@ def open_checkpoint(path: str, device: torch.device, *, bert_tokenizer: str | No
     stored = checkpoint.stored_args(content)
     bert_tokenizer = _bert_folder("bert_tokenizer", bert_tokenizer, stored)
     ck_bert = _bert_folder("ck_bert", ck_bert, stored)
-    img_size = _image_size(img_size or stored.get("img_size") or 480)
-    mha = (stored.get("mha") or "") if mha is None else mha
+    img_size = _image_size(img_size, stored.get("img_size"))
+    mha = str(stored.get("mha") or "") if mha is None else mha
     try:
         heads = parse_heads(mha)
     except ValueError as error:
@@ -157,7 +158,13 @@ def _bert_folder(name: str, given: str | None, stored: dict) -> str:
     return folder
 
 
-def _image_size(size) -> int:
-    if not isinstance(size, int) or size < SMALLEST:
-        raise UsageError(f"must be a whole number of at least {SMALLEST} pixels, not {size!r}", "img_size")
-    return size
+def _image_size(given: int | None, stored) -> int:
+    """The size that is given, else the one the checkpoint stored, which may be text or a float; else 480."""
+    if given is not None:
+        if not isinstance(given, int) or given < SMALLEST:
+            raise UsageError(f"must be a whole number of at least {SMALLEST} pixels, not {given!r}", "img_size")
+        return given
+    try:
+        return image_size(str(stored or 480).removesuffix(".0"))
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"the checkpoint stored {stored!r}, which {error}; give the size", "img_size") from error

@@ -26,29 +26,29 @@ def select_device(name: str, local_rank: int | None = None) -> torch.device:
         local_rank: this process's number among those of the job on this machine, if there are several: picks one
             device for each.
     Raises:
-        UsageError: the name is none of these, or there is no such device here.
+        UsageError: the name is none of these, or there is no such device here; its `argument` is `device`.
     """
     if name == "auto":
         name = "npu" if _count("npu") else "cuda" if _count("cuda") else "cpu"
     kind, _, index = name.partition(":")
     if kind not in ("cuda", "npu", "cpu") or (":" in name and not index.isdecimal()):
-        raise UsageError(f"--device: {name!r} is none of auto, cuda, npu and cpu, nor one with an index as in cuda:1")
+        raise UsageError(f"{name!r} is none of auto, cuda, npu and cpu, nor one with an index as in cuda:1", "device")
     count = _count(kind)
     if not count:
         needs = {"cuda": "an NVIDIA GPU with its driver and a CUDA build of PyTorch",
                  "npu": "an Ascend NPU, the CPU build of PyTorch and torch_npu of the same version"}
-        raise UsageError(f"--device {name}: none is available here; it needs {needs[kind]}")
+        raise UsageError(f"{name}: none is available here; it needs {needs[kind]}", "device")
     if index and int(index) >= count:
-        raise UsageError(f"--device {name}: there are {count} here, numbered from 0")
+        raise UsageError(f"{name}: there are {count} here, numbered from 0", "device")
     if kind == "cpu" or local_rank is None:
         device = torch.device(name)
     else:
         if index:
-            raise UsageError(f"--device {name}: with several processes each takes a device of its own; "
-                             f"leave out the index (CUDA_VISIBLE_DEVICES picks among them)")
+            raise UsageError(f"{name}: with several processes each takes a device of its own; leave out the index "
+                             f"(CUDA_VISIBLE_DEVICES picks among them)", "device")
         if local_rank >= count:
-            raise UsageError(f"--device {name}: process {local_rank} of this machine finds {count} devices; "
-                             f"start at most {count} processes, as in --nproc_per_node={count}")
+            raise UsageError(f"{name}: process {local_rank} of this machine finds {count} devices; "
+                             f"start at most {count} processes, as in --nproc_per_node={count}", "device")
         device = torch.device(kind, local_rank)
     if device.index is not None:
         torch.get_device_module(kind).set_device(device)
