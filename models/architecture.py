@@ -1,4 +1,4 @@
-"""The Swin sizes, and the sizes of a trained model read off its tensors."""
+"""The sizes of Swin, and the architecture of a trained model, derived from its tensors."""
 import math
 import os
 import re
@@ -26,7 +26,7 @@ def window_size(args) -> int:
 
 
 def read_architecture(segmenter: dict, fuser: dict) -> dict:
-    """The arguments of `build_model` that the tensors of a checkpoint show by their names and shapes.
+    """The arguments of `build_model` that follow from the names and shapes of a checkpoint's tensors.
 
     Args:
         segmenter: state dict of LAVT (`model` in a checkpoint).
@@ -35,8 +35,8 @@ def read_architecture(segmenter: dict, fuser: dict) -> dict:
         `swin_type` (str), `window12` (bool), `prefusion_base_ch` (int), `text_dim` (int, hidden size of
         the text encoder).
     Raises:
-        KeyError: a tensor that every such checkpoint has is absent.
-        ValueError: the sizes are none that `build_model` can build.
+        KeyError: a tensor that every such checkpoint has is missing.
+        ValueError: `build_model` has no such sizes.
     """
     blocks = {tuple(map(int, match.groups())) for key in segmenter
               if (match := re.match(r"backbone\.layers\.(\d+)\.blocks\.(\d+)\.", key))}
