@@ -17,7 +17,7 @@ from evaluation.inference import OpenCheckpoint, open_checkpoint
 from evaluation.metrics import sample_iou, table, usable_rows
 from evaluation.results import FOLDERS, ResultWriter, write_json, write_samples
 from utils import distributed
-from utils.device import keep_freed_memory, select_device
+from utils.device import select_device
 from utils.draw import SampleSheet
 from utils.errors import naming
 from utils.files import set_aside
@@ -37,7 +37,6 @@ def run_job(args: Namespace) -> None:
         UsageError, InputError: what cannot be carried out, in one sentence.
     """
     device = select_device(args.device, distributed.local_rank())
-    keep_freed_memory(device)
     with distributed.job(device, args.dist_timeout):
         test(args, device)
 
@@ -97,7 +96,7 @@ def open_model(args: Namespace, device: torch.device) -> OpenCheckpoint:
     given = {name: getattr(args, name, None) for name in ("bert_tokenizer", "ck_bert", "img_size", "mha")}
     with naming("ckpt"):
         return open_checkpoint(args.ckpt, device, flip=args.tta == "flip", amp=args.amp, compiled=args.torchcompile,
-                               **given)
+                               keep_memory=True, **given)
 
 
 def open_data_set(args: Namespace, opened: OpenCheckpoint) -> MMRISDataset:

@@ -60,7 +60,7 @@ def main() -> None:
     from evaluation.inference import open_checkpoint
     from evaluation.predictions import KINDS, describe, write_prediction
     from predictor import Predictor
-    from utils.device import keep_freed_memory, select_device
+    from utils.device import select_device
     from utils.progress import progress_bar
 
     sys.stdout.reconfigure(errors="backslashreplace")  # names and sentences may hold what a terminal cannot show
@@ -71,10 +71,9 @@ def main() -> None:
     make_folder(args.out, "--out")
 
     device = select_device(args.device)
-    keep_freed_memory(device)
     given = {name: getattr(args, name, None) for name in ("bert_tokenizer", "ck_bert", "img_size", "mha")}
     with naming("ckpt"):
-        opened = open_checkpoint(args.ckpt, device, flip=args.tta == "flip", amp=args.amp, **given)
+        opened = open_checkpoint(args.ckpt, device, flip=args.tta == "flip", amp=args.amp, keep_memory=True, **given)
     predictor = Predictor(opened.model, opened.tokenizer, opened.img_size, device)
 
     names = result_names([files.name for files in pairs], args.text)

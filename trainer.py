@@ -32,9 +32,7 @@ from utils.device import (
     describe,
     grad_scaler,
     is_out_of_memory,
-    keep_freed_memory,
     peak_memory,
-    return_freed_memory,
     seed_everything,
     select_device,
     warn_if_slow,
@@ -44,6 +42,11 @@ from utils.errors import InputError, UsageError, naming
 from utils.files import set_aside
 from utils.flags import make_folder
 from utils.text import counted
+
+try:
+    from models import fast
+except ImportError:  # the folder may be deleted: the same results, slower and in more memory
+    fast = None
 
 VALIDATION_PICTURES = 8
 RUN_FILES = r"log\.jsonl|run\.json|curves\.png|tensorboard|(last|epoch_\d+|model_best_.*)\.pth"
@@ -104,11 +107,7 @@ def train(args: Namespace, device: torch.device) -> None:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(device, memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
     warn_if_slow(device, dtype)
-    if args.grad_checkpointing:
-        model.recompute_activations()
-        return_freed_memory(device)
-    else:
-        keep_freed_memory(device)
+    install_fast(args, model, device)
     ema = build_ema(args, model, content)
     averaged = ema.module if ema else model  # what is validated and stored as the model
     if args.torchcompile:
@@ -244,6 +243,18 @@ def build_networks(args: Namespace, tokenizer: Tokenizer) -> RISFusion:
     if args.freeze_backbone:
         model.freeze(model.segmenter.backbone)
     return model
+
+
+def install_fast(args: Namespace, model: RISFusion, device: torch.device) -> None:
+    """Let the model train in less memory, as the flags and the device want it."""
+    if args.grad_checkpointing:
+        if fast is None:
+            raise UsageError("models/fast/, which it needs, is not here; leave the flag out", "grad-checkpointing")
+        fast.checkpoint_activations(model)
+        fast.return_freed_memory(device)
+    elif fast is not None:
+        fast.save_memory(model, device)
+        fast.keep_freed_memory(device)
 
 
 def build_ema(args: Namespace, model: RISFusion, content: dict) -> ModelEmaV3 | None:

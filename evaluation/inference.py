@@ -11,12 +11,16 @@ from bert import Tokenizer, check_vocabulary
 from models import Output, build_from_checkpoint
 from models.architecture import parse_heads
 from models.fuser import EncodedPair
-from models.inference import prepare_for_inference
 from models.tta import average, exchange, left_right_ids
 from utils import checkpoint
 from utils.device import compile_mode, warn_if_slow
 from utils.errors import UsageError, naming
 from utils.flags import BERT, image_size
+
+try:
+    from models import fast
+except ImportError:  # the folder may be deleted: the same results, slower
+    fast = None
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +32,8 @@ class Inference(nn.Module):
 
     Args:
         model: a `RISFusion`.
-        flip: average with the mirrored images. What is on the left lies on the right in the mirror, so `left` and
-            `right` in the sentence trade places there; see `models.tta`.
-        left_right: token ids of these two words; None leaves the sentences as they are.
+        flip: average with the mirrored images, in which the words `left` and `right` are exchanged; see `models.tta`.
+        left_right: token ids of these two words, from `left_right_ids`; None leaves the sentences as they are.
         amp_dtype: 16-bit type to compute in where autocast finds it safe; None: everything in float32.
         compile_mode: for `torch.compile`, see `utils.device.compile_mode`; None: not compiled.
     """
@@ -101,7 +104,7 @@ class OpenCheckpoint(NamedTuple):
 
 def open_checkpoint(path: str, device: torch.device, *, bert_tokenizer: str | None = None, ck_bert: str | None = None,
                     img_size: int | None = None, mha: str | None = None, flip: bool = False, amp: bool = False,
-                    compiled: bool = False) -> OpenCheckpoint:
+                    compiled: bool = False, keep_memory: bool = False) -> OpenCheckpoint:
     """Open a file in the released format for evaluation on a device.
 
     Args:
@@ -116,6 +119,8 @@ def open_checkpoint(path: str, device: torch.device, *, bert_tokenizer: str | No
         flip: average with the mirrored images.
         amp: compute in bfloat16 where that is safe, instead of float32.
         compiled: compile with `torch.compile`.
+        keep_memory: let this process keep the memory of freed tensors, which is faster; for a program that does nothing
+            else.
     Raises:
         UsageError: a file or folder does not exist, or an argument cannot be used; its `argument` says which.
         InputError: the checkpoint or BERT's files are damaged or do not fit together.
@@ -141,7 +146,12 @@ def open_checkpoint(path: str, device: torch.device, *, bert_tokenizer: str | No
                        "which shows the two sides exchanged", bert_tokenizer)
     amp_dtype = torch.bfloat16 if amp else None
     warn_if_slow(device, amp_dtype)
-    prepare_for_inference(model, device, amp_dtype, compiled)
+    if fast is None:
+        model.to(device)
+    else:
+        fast.prepare_for_inference(model, device, amp_dtype, compiled)
+        if keep_memory:
+            fast.keep_freed_memory(device)
     inference = Inference(model, flip, left_right, amp_dtype, compile_mode(device) if compiled else None)
     return OpenCheckpoint(inference, tokenizer, bert_tokenizer, ck_bert, img_size, mha)
 

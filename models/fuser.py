@@ -1,4 +1,4 @@
-"""The fusion network: a two-encoder UNet on luma whose deep levels are mixed under the sentence's guidance."""
+"""The fusion network of RIS-FUSION (arXiv 2509.12710): a UNet on luma with two encoders and text-guided mixing."""
 from typing import NamedTuple
 
 import torch
@@ -7,19 +7,17 @@ from torch import Tensor, nn
 
 from utils.color import IMAGENET_MEAN, IMAGENET_STD, luma
 
-from .recompute import call, recompute, recompute_cheap
-
 TEXT_WIDTH = 256
 HEADS = 4
 
 
 class EncodedPair(NamedTuple):
-    """What the fuser makes of two images before it reads a sentence; levels k = 0 … 3 halve the size each."""
+    """The fuser's features of two images, which do not depend on a sentence. Level k = 0 … 3 halves the size k times."""
 
     visible: tuple[Tensor, Tensor, Tensor, Tensor]   # (B, c·2^k, ⌊H/2^k⌋, ⌊W/2^k⌋), features of the visible luma
     infrared: tuple[Tensor, Tensor, Tensor, Tensor]  # likewise of the infrared luma
-    cb: Tensor  # (B, 1, H, W), the visible image's colour, around 0
-    cr: Tensor
+    cb: Tensor  # (B, 1, H, W), the visible image's chroma, without its offset of 0.5
+    cr: Tensor  # likewise
 
 
 class DoubleConv(nn.Module):
@@ -36,9 +34,8 @@ class DoubleConv(nn.Module):
             nn.ReLU(inplace=True))
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in (0, 3):
-            x = recompute_cheap(self.block[layer + 1:layer + 3], self.block[layer](x))
-        return x
+        """(B, in, H, W) to (B, out, H, W)."""
+        return self.block(x)
 
 
 class Down(nn.Module):
@@ -50,6 +47,7 @@ class Down(nn.Module):
         self.conv = DoubleConv(in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) to (B, out, ⌊H/2⌋, ⌊W/2⌋)."""
         return self.conv(self.pool(x))
 
 
@@ -65,8 +63,7 @@ class Up(nn.Module):
         """x (B, in, h, w) and skip (B, in/2, H, W) to (B, out, H, W)."""
         x = self.up(x)
         dy, dx = skip.shape[-2] - x.shape[-2], skip.shape[-1] - x.shape[-1]
-        if dx or dy:  # padding by nothing would copy
-            x = F.pad(x, (dx // 2, dx - dx // 2, dy // 2, dy - dy // 2))  # negative padding crops
+        x = F.pad(x, (dx // 2, dx - dx // 2, dy // 2, dy - dy // 2))  # negative padding crops
         return self.conv(torch.cat([skip, x], dim=1))
 
 
@@ -79,15 +76,12 @@ class TextProjection(nn.Module):
         self.norm = nn.LayerNorm(TEXT_WIDTH)
 
     def forward(self, text: Tensor) -> Tensor:
+        """(B, T, text_dim) to (B, T, 256)."""
         return self.norm(self.proj(text))
 
 
 class PixelWordAttention(nn.Module):
-    """Every pixel attends to the words of the sentence, padding excluded.
-
-    Words are few and pixels are many. So `q_proj` and `out_proj`, which are there for pixels, are applied to the other
-    side of the products they are part of: (Wq·x)·k is x·(Wqᵀ·k), and Wo·(a·v) is a·(Wo·v).
-    """
+    """Attention with the pixels as queries and the words as keys and values; padding gets no weight."""
 
     def __init__(self, in_channels: int):
         super().__init__()
@@ -98,25 +92,20 @@ class PixelWordAttention(nn.Module):
 
     def forward(self, x: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """x (B, in, h, w), tokens (B, T, 256), mask (B, T) with 1 on real tokens, to (B, 256, h, w)."""
-        heads = (HEADS, TEXT_WIDTH // HEADS)
-        key = self.k_proj(tokens).unflatten(2, heads) * heads[1] ** -0.5  # (B, T, heads, 64)
-        value = self.v_proj(tokens).unflatten(2, heads)
-        query_weight = self.q_proj.weight.flatten(1).unflatten(0, heads)  # (heads, 64, in)
-        query_bias = self.q_proj.bias.unflatten(0, heads)
-        out_weight = self.out_proj.weight.flatten(1).unflatten(1, heads)  # (256, heads, 64)
-        key_of_pixel = torch.einsum("bthd,hdi->biht", key, query_weight)  # (B, in, heads, T)
-        same_for_all = torch.einsum("bthd,hd->bht", key, query_bias).masked_fill(mask[:, None] == 0, -torch.inf)
-        value_of_pixel = torch.einsum("bthd,ohd->bhto", value, out_weight)  # (B, heads, T, 256)
-
-        pixels = x.flatten(2).transpose(1, 2)  # (B, h·w, in)
-        scores = torch.baddbmm(same_for_all.flatten(1)[:, None], pixels, key_of_pixel.flatten(2))
-        weights = scores.unflatten(2, (HEADS, -1)).softmax(3).flatten(2)  # (B, h·w, heads·T)
-        context = torch.baddbmm(self.out_proj.bias, weights, value_of_pixel.flatten(1, 2))
-        return context.transpose(1, 2).unflatten(2, x.shape[-2:])
+        query = self.q_proj(x).flatten(2).transpose(1, 2)  # (B, h·w, 256)
+        key, value = self.k_proj(tokens), self.v_proj(tokens)
+        query, key, value = (tensor.unflatten(2, (HEADS, -1)).transpose(1, 2) for tensor in (query, key, value))
+        real = mask.bool()[:, None, None]
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=real)  # (B, heads, h·w, 64)
+        return self.out_proj(context.transpose(2, 3).flatten(1, 2).unflatten(2, x.shape[-2:]))
 
 
 class LangGatedFusion(nn.Module):
-    """Mix the features of the two modalities, the sentence deciding per pixel how much of each."""
+    """Mix the features of the two modalities with a gate α for each pixel that depends on the sentence.
+
+    Args:
+        channels: C of each modality's features.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -149,28 +138,26 @@ class FusionNet(nn.Module):
         self.u2 = Up(4 * c, 2 * c)
         self.u1 = Up(2 * c, c)
         self.outc = nn.Conv2d(c, 1, 1)
-        self.grad_checkpointing = False
 
     def encode(self, visible: Tensor, infrared: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """visible, infrared (B, 1, H, W) in [0, 1] to the four levels of each, finest first."""
-        run = recompute if self.grad_checkpointing else call
-        y1, i1 = run(self.y_inc, visible), run(self.i_inc, infrared)
-        y2, i2 = run(self.y_d1, y1), run(self.i_d1, i1)
-        y3, i3 = run(self.y_d2, y2), run(self.i_d2, i2)
-        y4, i4 = run(self.y_d3, y3), run(self.i_d3, i3)
+        y1, i1 = self.y_inc(visible), self.i_inc(infrared)
+        y2, i2 = self.y_d1(y1), self.i_d1(i1)
+        y3, i3 = self.y_d2(y2), self.i_d2(i2)
+        y4, i4 = self.y_d3(y3), self.i_d3(i3)
         return (y1, y2, y3, y4), (i1, i2, i3, i4)
 
     def decode(self, visible: tuple[Tensor, ...], infrared: tuple[Tensor, ...], text: Tensor, mask: Tensor) -> Tensor:
         """The levels of `encode`, text (B, T, text_dim) and mask (B, T) to the fused luma (B, 1, H, W) in (0, 1)."""
-        run = recompute if self.grad_checkpointing else call
         (y1, y2, y3, y4), (i1, i2, i3, i4) = visible, infrared
         tokens = self.txt(text)
         level3 = self.lang_l3(y3, i3, tokens, mask)
         x = self.lang_l4(y4, i4, tokens, mask)
-        x = run(self.u3, x, level3)
-        x = run(self.u2, x, (y2 + i2).mul_(0.5))
-        x = run(self.u1, x, (y1 + i1).mul_(0.5))
-        with torch.autocast(x.device.type, enabled=False):  # 16-bit floats cannot tell 256 grey levels apart
+        x = self.u3(x, level3)
+        x = self.u2(x, (y2 + i2) / 2)
+        x = self.u1(x, (y1 + i1) / 2)
+        # In float32 under autocast, because bfloat16 cannot represent 256 grey levels.
+        with torch.autocast(x.device.type, enabled=False):
             return self.outc(x.float()).sigmoid()
 
 
@@ -192,7 +179,7 @@ class UNetFuser(nn.Module):
         self.net = FusionNet(base_channels, text_dim)
 
     def forward(self, vis: Tensor, ir: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """Fuse: `decode` what `encode` gives.
+        """Fuse a batch of image pairs.
 
         Args:
             vis, ir: (B, 3, H, W) float, standardised; H and W at least 8.
@@ -207,13 +194,14 @@ class UNetFuser(nn.Module):
         """The part of `forward` that does not depend on the sentence."""
         red, green, blue = (vis * self.std_vis + self.mean_vis).clamp(0, 1).split(1, dim=1)
         y = 0.299 * red + 0.587 * green + 0.114 * blue
-        cb = -0.168736 * red - 0.331264 * green + 0.5 * blue  # both without their offset of 0.5,
-        cr = 0.5 * red - 0.418688 * green - 0.081312 * blue   # which recombining would subtract again
+        # Chroma without its offset of 0.5, which the recombination would subtract again.
+        cb = -0.168736 * red - 0.331264 * green + 0.5 * blue
+        cr = 0.5 * red - 0.418688 * green - 0.081312 * blue
         infrared = luma((ir * self.std_ir + self.mean_ir).clamp(0, 1))
         return EncodedPair(*self.net.encode(y, infrared), cb, cr)
 
     def decode(self, pair: EncodedPair, text: Tensor, mask: Tensor) -> Tensor:
-        """The rest of `forward`: a pair may be decoded with one sentence after another."""
+        """The rest of `forward`, for one sentence about each encoded pair."""
         cb, cr = pair.cb, pair.cr
         y = self.net.decode(pair.visible, pair.infrared, text, mask)
         fused = torch.cat([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], dim=1)

@@ -1,9 +1,8 @@
-"""LAVT (Yang et al., CVPR 2022): a language-aware Swin backbone and a light decoder find the referred object."""
+"""LAVT (Yang et al., CVPR 2022): a language-aware Swin backbone and a light decoder segment the referred object."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .recompute import recompute_cheap
 from .swin import LanguageSwin
 
 
@@ -32,15 +31,20 @@ class Decoder(nn.Module):
 
     def forward(self, features: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
         """Feature maps, finest first, to logits (B, 2, h, w) at the size of the finest."""
-        *shallower, x = features
-        for k, skip in zip((4, 3, 2), reversed(shallower), strict=True):
-            if x.shape[-2:] != skip.shape[-2:]:
-                x = upsample(x, skip.shape[-2:])
-            x = torch.cat([x, skip], dim=1)
-            for i in (1, 2):
-                norm = nn.Sequential(getattr(self, f"bn{i}_{k}"), nn.ReLU(inplace=True))
-                x = recompute_cheap(norm, getattr(self, f"conv{i}_{k}")(x))
+        map1, map2, map3, map4 = features
+        x = self.merge(4, map4, map3)
+        x = self.merge(3, x, map2)
+        x = self.merge(2, x, map1)
         return self.conv1_1(x)
+
+    def merge(self, k: int, deep: Tensor, shallow: Tensor) -> Tensor:
+        """Bring a deeper map to a shallower one's size and mix the two with the layers `conv1_k` to `bn2_k`."""
+        if deep.shape[-2:] != shallow.shape[-2:]:
+            deep = upsample(deep, shallow.shape[-2:])
+        x = torch.cat([deep, shallow], dim=1)
+        for i in (1, 2):
+            x = F.relu(getattr(self, f"bn{i}_{k}")(getattr(self, f"conv{i}_{k}")(x)))
+        return x
 
 
 class LAVT(nn.Module):
@@ -59,4 +63,4 @@ class LAVT(nn.Module):
     def forward(self, image: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         """image (B, 3, H, W) standardised, text (B, T, text_dim), mask (B, T) to logits (B, 2, H, W) float32."""
         logits = self.classifier(self.backbone(image, text, mask))
-        return upsample(logits.float(), image.shape[-2:])  # under autocast, too: outlines lie between coarse pixels
+        return upsample(logits.float(), image.shape[-2:])  # in float32 under autocast, for smooth outlines

@@ -17,7 +17,10 @@ CLASS_WEIGHTS = (0.9, 1.1)  # background, foreground
 @functools.cache
 @torch.inference_mode(False)
 def constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Sobel's kernels (2, 1, 3, 3), the window of SSIM and CLASS_WEIGHTS: copied once, since a device waits for it."""
+    """Sobel's kernels (2, 1, 3, 3), the window of SSIM and CLASS_WEIGHTS, copied to the device once.
+
+    A copy in each step would make the host wait for the device.
+    """
     sobel = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
     window = SSIM(win_size=11, win_sigma=1.5, channel=1).win
     kernels = torch.stack([sobel, -sobel.t()])[:, None]
@@ -25,7 +28,7 @@ def constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gradients(image: Tensor) -> tuple[Tensor, Tensor]:
-    """|Sobel| of (B, 1, H, W) along x and along y, each (B, 1, H, W), zeros beyond the edge."""
+    """|Sobel| of (B, 1, H, W) along x and along y, each (B, 1, H, W); the image is padded with zeros."""
     return F.conv2d(image, constants(image.device)[0].to(image.dtype), padding=1).abs().split(1, dim=1)
 
 
@@ -57,7 +60,7 @@ def fusion_terms(fused: Tensor, vis: Tensor, ir: Tensor) -> dict[str, Tensor]:
 
 
 def cross_entropy(logits: Tensor, target: Tensor, average=None) -> Tensor:
-    """Cross-entropy of logits (B, 2, H, W) and target (B, H, W), the foreground weighing slightly more.
+    """Cross-entropy of logits (B, 2, H, W) and target (B, H, W) with CLASS_WEIGHTS.
 
     Args:
         average: gives the mean of a tensor over the processes that train together. With it the sum is divided by the
@@ -80,7 +83,7 @@ def dice_loss(logits: Tensor, target: Tensor, _average=None, eps: float = 1e-6) 
 
 
 def bce_area_loss(logits: Tensor, target: Tensor, _average=None) -> Tensor:
-    """Binary cross-entropy on the foreground logit, object and background counting alike whatever their areas."""
+    """Binary cross-entropy on the foreground logit, in which object and background have equal weight at any area."""
     foreground = target.flatten(1).to(logits.dtype)
     bce = F.binary_cross_entropy_with_logits(logits[:, 1].flatten(1), foreground, reduction="none")
     t = torch.stack([foreground, 1 - foreground])
@@ -89,7 +92,7 @@ def bce_area_loss(logits: Tensor, target: Tensor, _average=None) -> Tensor:
 
 
 def _mean_over_present_classes(values: Tensor, areas: Tensor) -> Tensor:
-    """values, areas (2 classes, B): mean over the classes with an area, then over the batch."""
+    """values, areas (2 classes, B): mean over the classes whose area is above 0, then over the batch."""
     present = (areas > 0).to(values.dtype)
     return ((values * present).sum(0) / present.sum(0)).mean()
 
@@ -143,7 +146,7 @@ class JointCriterion(nn.Module):
 
     Args:
         weights: of the parts.
-        average: see `cross_entropy`; None for a lone process.
+        average: see `cross_entropy`; None in a single process.
     """
 
     def __init__(self, weights: LossWeights, average=None):
@@ -159,7 +162,7 @@ class JointCriterion(nn.Module):
             output: with `fused` (B, 3, H, W) standardised and `logits` (B, 2, H, W); None for a model without
                 segmenter, whose loss is the fusion loss alone.
             vis, ir: (B, 3, H, W), standardised.
-            target: (B, H, W) int64, 1 on the referred object; not looked at without logits.
+            target: (B, H, W) int64, 1 on the referred object; unused without logits.
         Returns:
             The scalar to minimise, and its parts, detached: the terms of `fusion_terms`, `fusion` (their weighted
             sum), `seg` (where there are logits) and `total`.

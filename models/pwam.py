@@ -1,32 +1,11 @@
-"""PWAM, the pixel–word attention of LAVT (Yang et al., CVPR 2022), which lets every Swin stage see the sentence."""
+"""PWAM, the pixel–word attention module of LAVT (Yang et al., CVPR 2022), through which a Swin stage reads the text."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .recompute import recompute_cheap
-
-
-class Projection(nn.Conv1d):
-    """A 1×1 convolution, by which name the checkpoint format knows it, of maps whose channels come last."""
-
-    def __init__(self, in_channels: int, out_channels: int):
-        super().__init__(in_channels, out_channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, in) to (B, N, out)."""
-        return F.linear(x, self.weight[..., 0], self.bias)
-
-
-class PixelNorm(nn.Module):
-    """InstanceNorm1d of maps whose channels come last: each channel of (B, N, C) over its N pixels; eps 1e-5."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x - x.mean(1, keepdim=True)
-        return x * (x.square().mean(1, keepdim=True) + 1e-5).rsqrt()
-
 
 class SpatialImageLanguageAttention(nn.Module):
-    """Pixels are the queries, words the keys and values.
+    """Attention with the pixels as queries and the words as keys and values.
 
     Args:
         dim: channels of the feature map, and of queries, keys and values.
@@ -38,48 +17,55 @@ class SpatialImageLanguageAttention(nn.Module):
         super().__init__()
         self.dim = dim
         self.num_heads = num_heads
-        # Sequentials of one layer, because the names of the tensors are part of the checkpoint format.
-        self.f_query = nn.Sequential(Projection(dim, dim), PixelNorm())
-        self.f_key = nn.Sequential(Projection(text_dim, dim))
-        self.f_value = nn.Sequential(Projection(text_dim, dim))
-        self.W = nn.Sequential(Projection(dim, dim), PixelNorm())
+        # Sequentials even of one layer, because the checkpoint format has their names.
+        self.f_query = nn.Sequential(nn.Conv1d(dim, dim, 1), nn.InstanceNorm1d(dim))
+        self.f_key = nn.Sequential(nn.Conv1d(text_dim, dim, 1))
+        self.f_value = nn.Sequential(nn.Conv1d(text_dim, dim, 1))
+        self.W = nn.Sequential(nn.Conv1d(dim, dim, 1), nn.InstanceNorm1d(dim))
 
     def forward(self, x: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        """x (B, N, dim), text (B, T, text_dim), mask (B, T) to (B, N, dim) float32, under autocast, too.
+        """For each pixel the text that it attends to.
 
-        InstanceNorm takes the mean away from maps that differ little between pixels. What is left of them is the
-        sentence's say in the matter, and less than 16-bit floats can hold.
+        Args:
+            x: (B, dim, N), N ≥ 2 pixels.
+            text: (B, text_dim, T).
+            mask: (B, T), 1 on real tokens and 0 on padding.
+        Returns:
+            (B, dim, N) float32.
         """
+        # In float32 under autocast: InstanceNorm subtracts the mean over the pixels, and bfloat16 cannot represent the
+        # small differences that remain.
         with torch.autocast(x.device.type, enabled=False):
-            return self._attend(x.float(), text.float(), mask.float())
+            return self.attend(x.float(), text.float(), mask.float())
 
-    def _attend(self, x: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        words = mask[:, :, None]
-        query, key, value = (projected.unflatten(2, (self.num_heads, -1)) for projected in (  # (B, N or T, heads, d)
-            self.f_query(x), self.f_key(text) * words, self.f_value(text) * words))
-        # dim^-0.5 whatever the number of heads; a padded word is far down, but not at −inf.
-        scores = query.transpose(1, 2) @ key.permute(0, 2, 3, 1) * self.dim ** -0.5 + (1e4 * mask - 1e4)[:, None, None]
-        weights = scores.softmax(3).transpose(1, 2).flatten(2)  # (B, N, heads·T)
-        # What W is to project are sums of values over words: it is given the values, of which there are fewer.
-        project, normalise = self.W
-        value = torch.einsum("bthd,ohd->bhto", value, project.weight.flatten(1).unflatten(1, (self.num_heads, -1)))
-        return normalise(torch.baddbmm(project.bias, weights, value.flatten(1, 2)))
+    def attend(self, x: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        """`forward` in the precision of its inputs."""
+        query = self.f_query(x)                      # (B, dim, N)
+        key = self.f_key(text) * mask[:, None]       # (B, dim, T)
+        value = self.f_value(text) * mask[:, None]
+        query, key, value = (tensor.unflatten(1, (self.num_heads, -1)).transpose(2, 3) for tensor in (query, key, value))
+        # LAVT scales by dim, not by the width of a head, and gives padding a score of −1e4 instead of −inf.
+        attended = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=(1e4 * mask - 1e4)[:, None, None], scale=self.dim ** -0.5)
+        return self.W(attended.transpose(2, 3).flatten(1, 2))
 
 
 class PWAM(nn.Module):
-    """Pixel–word attention module: the residual r that carries the sentence into a feature map.
+    """Pixel–word attention module: the residual r that brings the text into a feature map.
 
     Args:
         dim, text_dim, num_heads: as in SpatialImageLanguageAttention.
-        dropout: rate behind both projections.
+        dropout: rate after both projections.
     """
 
     def __init__(self, dim: int, text_dim: int, num_heads: int = 1, dropout: float = 0.0):
         super().__init__()
-        self.vis_project = nn.Sequential(Projection(dim, dim), nn.GELU(), nn.Dropout(dropout))
+        self.vis_project = nn.Sequential(nn.Conv1d(dim, dim, 1), nn.GELU(), nn.Dropout(dropout))
         self.image_lang_att = SpatialImageLanguageAttention(dim, text_dim, num_heads)
-        self.project_mm = nn.Sequential(Projection(dim, dim), nn.GELU(), nn.Dropout(dropout))
+        self.project_mm = nn.Sequential(nn.Conv1d(dim, dim, 1), nn.GELU(), nn.Dropout(dropout))
 
     def forward(self, x: Tensor, text: Tensor, mask: Tensor) -> Tensor:
         """x (B, N, dim), N ≥ 2, text (B, T, text_dim), mask (B, T) in x's dtype to r (B, N, dim)."""
-        return self.project_mm(self.vis_project(x) * recompute_cheap(self.image_lang_att, x, text, mask))
+        x, text = x.transpose(1, 2), text.transpose(1, 2)
+        language = self.image_lang_att(x, text, mask)
+        return self.project_mm(self.vis_project(x) * language).transpose(1, 2)

@@ -7,10 +7,10 @@ from .fuser import EncodedPair
 
 
 class Output(NamedTuple):
-    """What the model gives for a batch."""
+    """The model's results for a batch."""
 
-    fused: Tensor   # (B, 3, H, W), standardised
-    logits: Tensor | None  # (B, 2, H, W), class 1 the referred object; None without segmenter
+    fused: Tensor          # (B, 3, H, W), standardised with the visible statistics
+    logits: Tensor | None  # (B, 2, H, W), class 1 is the referred object; None without segmenter
 
 
 class RISFusion(nn.Module):
@@ -32,33 +32,27 @@ class RISFusion(nn.Module):
         self.frozen: list[nn.Module] = []
 
     def networks(self) -> dict[str, nn.Module]:
-        """The networks there are, by name."""
+        """`text_encoder`, `fuser` and, if there is one, `segmenter`, by name."""
         return dict(self.named_children())
 
     def freeze(self, part: nn.Module) -> None:
-        """Keep the weights of `part` as they are, and have it compute as in evaluation: no dropout, no drop path."""
+        """Do not train `part`, and keep it in evaluation mode: no dropout, no stochastic depth."""
         part.requires_grad_(False)
         self.frozen.append(part)
         part.eval()
 
     def train(self, mode: bool = True) -> "RISFusion":
-        """As any module's, but for the frozen parts."""
+        """Set the training mode, except of frozen parts, which stay in evaluation mode."""
         super().train(mode)
         for part in self.frozen:
             part.eval()
         return self
 
-    def recompute_activations(self) -> None:
-        """Save memory: compute Swin's blocks and the fuser's levels again in the backward pass (`recompute`)."""
-        for module in self.modules():
-            if hasattr(module, "grad_checkpointing"):
-                module.grad_checkpointing = True
-
     def forward(self, vis: Tensor, ir: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Output:
         """Fuse and segment.
 
         Args:
-            vis, ir: (B, 3, H, W) float, standardised; one of H and W above 32.
+            vis, ir: (B, 3, H, W) float, standardised; H or W above 32.
             input_ids: (B, T) int64 token ids, 0 on padding.
             attention_mask: (B, T) int64, 1 on real tokens.
         Raises:
@@ -71,8 +65,12 @@ class RISFusion(nn.Module):
         return self.fuser.encode(vis, ir)
 
     def answer(self, pair: EncodedPair, input_ids: Tensor, attention_mask: Tensor) -> Output:
-        """The rest of `forward`. It includes the whole segmenter, which sees the fused image and so the sentence."""
-        # For every query: transformers would look into a mask of one row whether it masks at all, and wait for the GPU.
+        """The rest of `forward`, for one sentence about each pair: text encoder, the fuser's decoder, segmenter.
+
+        The segmenter depends on the sentence twice, because its input, the fused image, does.
+        """
+        # A mask with a row for each query, because transformers inspects one with a single row for whether it masks
+        # anything, which waits for the GPU.
         visible_words = attention_mask.bool()[:, None, None, :].expand(-1, -1, attention_mask.shape[1], -1)
         text = self.text_encoder(input_ids, attention_mask=visible_words).last_hidden_state
         fused = self.fuser.decode(pair, text, attention_mask)

@@ -1,77 +1,133 @@
-"""LAVT's backbone: a Swin Transformer (Liu et al., ICCV 2021) whose stages are joined with the sentence by PWAM.
+"""LAVT's backbone: a Swin Transformer (Liu et al., ICCV 2021) with PWAM after every stage.
 
-MLP, patch embedding and merging are timm's, and so are attention's parameters. The block is written here: timm's rolls
-the map before it pads it and shrinks the window on small maps, and this one pads first and never shrinks. So is what
-attention computes: timm keeps from PyTorch's fused kernels here.
+Patch embedding, MLP, patch merging and attention's parameters are timm's. The block is written here, because LAVT's
+differs from timm's: it pads a map before it rolls it, and never shrinks the window on a small map.
 """
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, Mlp, PatchEmbed
-from timm.models.swin_transformer import PatchMerging, WindowAttention
+from timm.models import swin_transformer
+from timm.models.swin_transformer import PatchMerging, window_partition, window_reverse
 from torch import Tensor, nn
 
 from .architecture import SwinSize
 from .pwam import PWAM
-from .recompute import call, recompute, recompute_cheap
-from .windows import IntoWindows, OutOfWindows, find_windows
 
 DROP_PATH_RATE = 0.3
+BETWEEN_REGIONS = -100.0  # added to the attention scores of two positions that the roll has made neighbours
+
+
+class WindowAttention(swin_transformer.WindowAttention):
+    """Multi-head self-attention within windows, with timm's parameters and PyTorch's fused attention.
+
+    Args:
+        dim: channels.
+        num_heads: attention heads.
+        window: side of the windows.
+    """
+
+    def __init__(self, dim: int, num_heads: int, window: int):
+        super().__init__(dim, num_heads, window_size=window)
+        index = self.relative_position_index
+        del self.relative_position_index
+        self.register_buffer("relative_position_index", index)  # saved in LAVT's checkpoints, unlike timm's
+
+    def position_bias(self) -> Tensor:
+        """The learned bias of each pair of positions in a window: (heads, N, N), N positions."""
+        index = self.relative_position_index
+        bias = self.relative_position_bias_table.index_select(0, index.flatten())
+        return bias.unflatten(0, index.shape).permute(2, 0, 1)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Attend within each window.
+
+        Args:
+            x: (B·W, N, dim), the W windows of each of B maps.
+            mask: (1, heads, N, N) or (W, heads, N, N), added to the scores.
+        Returns:
+            (B·W, N, dim).
+        """
+        query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        mask = mask.expand(len(x) // len(mask), *mask.shape).flatten(0, 1)  # the same for every map
+        x = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.proj(x.transpose(1, 2).flatten(2))
 
 
 class SwinBlock(nn.Module):
-    """(Shifted-)window attention and MLP, each with a residual."""
+    """Attention within (shifted) windows, then an MLP, each with a residual.
+
+    Args:
+        dim: channels.
+        num_heads: attention heads.
+        window: side of the attention windows.
+        shift: by how many positions the windows are moved right and down; 0 or `window // 2`.
+        drop_path: rate of stochastic depth.
+    """
 
     def __init__(self, dim: int, num_heads: int, window: int, shift: int, drop_path: float):
         super().__init__()
+        self.window = window
         self.shift = shift
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, num_heads, window_size=window)
-        index = self.attn.relative_position_index
-        del self.attn.relative_position_index
-        self.attn.register_buffer("relative_position_index", index)  # part of the checkpoint format, not of timm's
+        self.attn = WindowAttention(dim, num_heads, window)
         self.drop_path = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, 4 * dim)
-        self.masks: dict | None = None  # for inference: by shift mask, of which there is one for each size
 
-    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        """x (B, H·W, dim) to the same."""
-        x = x + self.drop_path(self._attend(self.norm1(x), height, width))
-        hidden = self.mlp.fc1(self.norm2(x))
-        return x + self.drop_path(recompute_cheap(self._rest_of_mlp, hidden))
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, H, W, dim) to the same."""
+        _, height, width, _ = x.shape
+        shortcut, window = x, (self.window, self.window)
+        x = self.norm1(x)
+        x = F.pad(x, (0, 0, 0, -width % self.window, 0, -height % self.window))
+        padded_height, padded_width = x.shape[1:3]
+        x = x.roll((-self.shift, -self.shift), dims=(1, 2))
+        x = window_partition(x, window).flatten(1, 2)
+        x = self.attn(x, self.attention_mask(padded_height, padded_width))
+        x = window_reverse(x.unflatten(1, window), window, padded_height, padded_width)
+        x = x.roll((self.shift, self.shift), dims=(1, 2))
+        x = x[:, :height, :width]
+        x = shortcut + self.drop_path(x)
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
-    def _rest_of_mlp(self, hidden: Tensor) -> Tensor:
-        return self.mlp.fc2(self.mlp.act(hidden))
+    def attention_mask(self, height: int, width: int) -> Tensor:
+        """What is added to the scores: position bias, and with a shift −100 between different regions.
 
-    def _attend(self, x: Tensor, height: int, width: int) -> Tensor:
-        attn, (batch, _, dim) = self.attn, x.shape
-        windows = find_windows(height, width, attn.window_size[0], self.shift, attn.num_heads, x.device)
-        if windows.padding:
-            x = F.pad(x, (0, 0, 0, 1))  # padding is all alike: one row of it is enough to project
-        query, key, value = (rows.view(-1, windows.heads, attn.window_area, rows.shape[-1])
-                             for rows in IntoWindows.apply(attn.qkv(x), windows, dim // attn.num_heads))
-        attended = recompute_cheap(self._scaled_dot_product, query, key, value, windows.mask)
-        rows = attended.transpose(1, 2).reshape(batch, -1, attended.shape[-1])
-        return attn.proj(OutOfWindows.apply(rows, windows, dim))
+        Args:
+            height, width: of the padded map.
+        Returns:
+            (1, heads, N, N); with a shift (W, heads, N, N) for W windows.
+        """
+        bias = self.attn.position_bias()[None]
+        if self.shift == 0:
+            return bias
+        # Rolling brings the map's top and left edge into the last row and column of windows: 3×3 regions.
+        rows, columns = (self._regions(length, bias.device) for length in (height, width))
+        regions = (3 * rows[:, None] + columns)[None, :, :, None]
+        regions = window_partition(regions, (self.window, self.window)).flatten(1)  # (W, N)
+        different = regions[:, :, None] != regions[:, None, :]
+        return bias + BETWEEN_REGIONS * different[:, None]
 
-    def _scaled_dot_product(self, query: Tensor, key: Tensor, value: Tensor, shift_mask: Tensor | None) -> Tensor:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=self._additive_mask(shift_mask))
-
-    def _additive_mask(self, shift_mask: Tensor | None) -> Tensor:
-        """Position bias, and the shift mask if there is one: (1, heads, N, N) or (1, W·heads, N, N)."""
-        keep = self.masks is not None and not torch.compiler.is_compiling()
-        if keep and shift_mask in self.masks:
-            return self.masks[shift_mask]
-        index = self.attn.relative_position_index
-        bias = self.attn.relative_position_bias_table.index_select(0, index.flatten()).t().unflatten(1, index.shape)
-        mask = (bias if shift_mask is None else (bias + shift_mask).flatten(0, 1))[None]
-        if keep:
-            self.masks[shift_mask] = mask
-        return mask
+    def _regions(self, length: int, device: torch.device) -> Tensor:
+        """(length,) along one axis of the rolled map: 0 in whole windows; in the last one 1, then 2 from the shift on."""
+        position = torch.arange(length, device=device)
+        return (position >= length - self.window).long() + (position >= length - self.shift).long()
 
 
 class Stage(nn.Module):
-    """Swin blocks, then PWAM, the gate that lets its residual into the map, and patch merging."""
+    """Swin blocks, then PWAM, the gate through which its residual enters the map, and patch merging.
+
+    Args:
+        dim: channels.
+        depth: number of blocks.
+        num_heads: their attention heads.
+        window: side of the attention windows.
+        drop_path: each block's rate of stochastic depth.
+        text_dim: hidden size of the text encoder.
+        fusion_heads: PWAM's attention heads.
+        fusion_drop: PWAM's dropout rate.
+        downsample: whether patch merging follows.
+    """
 
     def __init__(self, dim: int, depth: int, num_heads: int, window: int, drop_path: list[float],
                  text_dim: int, fusion_heads: int, fusion_drop: float, downsample: bool):
@@ -83,24 +139,25 @@ class Stage(nn.Module):
         self.res_gate = nn.Sequential(
             nn.Linear(dim, dim, bias=False), nn.ReLU(), nn.Linear(dim, dim, bias=False), nn.Tanh())
         self.downsample = PatchMerging(dim) if downsample else None
-        self.grad_checkpointing = False
 
     def forward(self, x: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        """x (B, H, W, dim), text (B, T, text_dim), mask (B, T) to the residual r (B, H, W, dim) and the next x.
+        """Run one stage.
 
-        There is no next x after the last stage.
+        Args:
+            x: (B, H, W, dim).
+            text: (B, T, text_dim) last hidden states of the text encoder.
+            mask: (B, T), 1 on real tokens and 0 on padding.
+        Returns:
+            PWAM's residual r (B, H, W, dim), and the next stage's x (B, ⌈H/2⌉, ⌈W/2⌉, 2·dim), None after the last.
         """
-        _, height, width, _ = x.shape
-        x = x.float().flatten(1, 2)  # under autocast, too, what the residuals are added to keeps float32
-        run = recompute if self.grad_checkpointing else call
+        x = x.float()  # the sum of the residuals stays in float32 under autocast
         for block in self.blocks:
-            x = run(block, x, height, width)
-        residual = run(self.fusion, x, text, mask)
-        map_size = (height, width)
-        if self.downsample is None:  # nothing depends on the map behind the last residual
-            return residual.unflatten(1, map_size), None
+            x = block(x)
+        residual = self.fusion(x.flatten(1, 2), text, mask).unflatten(1, x.shape[1:3])
+        if self.downsample is None:  # nothing reads the map after the last residual
+            return residual, None
         x = x + self.res_gate(residual) * residual
-        return residual.unflatten(1, map_size), self.downsample(x.unflatten(1, map_size))
+        return residual, self.downsample(x)
 
 
 class LanguageSwin(nn.Module):
@@ -128,13 +185,12 @@ class LanguageSwin(nn.Module):
                 dim, depth, size.num_heads[i], window, [rates.pop(0) for _ in range(depth)],
                 text_dim, fusion_heads[i], fusion_drop, downsample=i < 3))
             self.add_module(f"norm{i}", nn.LayerNorm(dim))
-        # Part of the checkpoint format, but never used.
-        self.layers[3].res_gate.requires_grad_(False)
+        self.layers[3].res_gate.requires_grad_(False)  # in the checkpoint format, but never used
         self.apply(self._init_weights)
 
     @staticmethod
     def _init_weights(module: nn.Module) -> None:
-        """Swin's own start: truncated normal for Linear layers (timm has done the bias tables), zero biases."""
+        """Swin's initialisation of Linear layers: truncated normal weights, zero biases. timm fills the bias tables."""
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
@@ -144,13 +200,13 @@ class LanguageSwin(nn.Module):
         """Four feature maps, finest first.
 
         Args:
-            image: (B, 3, H, W) standardised; one of H and W above 32.
+            image: (B, 3, H, W) standardised; H or W above 32.
             text: (B, T, text_dim) last hidden states of the text encoder.
             mask: (B, T), 1 on real tokens and 0 on padding.
         Returns:
             (B, C·2^i, ⌈H/4·2^-i⌉, ⌈W/4·2^-i⌉) for i = 0 … 3: LayerNorm of each stage's residual r, not of its map x.
         Raises:
-            ValueError: the last stage would be a single position, over which InstanceNorm has nothing to normalise.
+            ValueError: the last stage would be a single position, over which InstanceNorm cannot normalise.
         """
         if max(image.shape[-2:]) <= 32:
             raise ValueError(f"an image of {image.shape[-2]}×{image.shape[-1]} px is too small: at 32 px and below the "

@@ -1,6 +1,5 @@
 """The one place that knows kinds of devices: Ascend NPU, CUDA GPU, CPU."""
 import contextlib
-import ctypes
 import importlib.util
 import logging
 import random
@@ -144,35 +143,6 @@ def warn_if_slow(device: torch.device, dtype: torch.dtype | None) -> None:
     if is_slow(device, dtype):
         log.warning("WARNING: this CPU has no instructions for %s and takes many times longer than in float32; leave "
                     "out --amp", str(dtype).removeprefix("torch."))
-
-
-def keep_freed_memory(device: torch.device) -> None:
-    """Have this process keep the memory of freed tensors for the next ones: less time; on the CPU alone.
-
-    Left to itself, glibc gives blocks above 32 MB back to the system, which maps and clears them anew each time.
-    """
-    _tell_glibc(device, ("mallopt", M_MMAP_THRESHOLD, 2**30), ("mallopt", M_TRIM_THRESHOLD, 2**31 - 1))
-
-
-def return_freed_memory(device: torch.device) -> None:
-    """Have freed tensors of 1 MB and more given back to the system at once: less memory, more time; on the CPU alone.
-
-    What lies free by now is given back, too.
-
-    Left to itself, glibc keeps freed blocks of up to 32 MB for later, between which others do not fit.
-    """
-    _tell_glibc(device, ("mallopt", M_MMAP_THRESHOLD, 2**20), ("malloc_trim", 0))
-
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-
-
-def _tell_glibc(device: torch.device, *calls: tuple) -> None:
-    """Call its functions, each a name and inputs, where tensors lie in its memory."""
-    if device.type == "cpu":
-        with contextlib.suppress(OSError, AttributeError):  # not glibc
-            for function, *inputs in calls:
-                getattr(ctypes.CDLL(None), function)(*inputs)
 
 
 def allow_tf32(device: torch.device) -> None:

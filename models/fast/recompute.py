@@ -1,0 +1,103 @@
+"""Activation checkpointing (Chen et al., 2016): compute parts of the forward pass again in the backward pass.
+
+A module is switched to it by a subclass that is assigned to its `__class__`, so that the names of tensors stay, and
+copies of the model have it too.
+"""
+import contextlib
+import functools
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+
+from ..fuser import DoubleConv, Down, Up
+from ..lavt import Decoder
+from ..pwam import PWAM
+from ..swin import SwinBlock
+
+# Selective checkpointing keeps the results of these. All else, attention's scores included, is cheap to compute again.
+EXPENSIVE = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.convolution.default]
+LARGE = 1_000_000  # bytes of a module's input, from which on selective checkpointing saves more than it costs
+
+
+def save_memory(model: nn.Module, device: torch.device, at_least: int = LARGE) -> None:
+    """Selective checkpointing, for training on a CPU: keep the results of matrix products and convolutions only.
+
+    On other devices nothing changes: their fused attention keeps no scores, and the time is worth more there.
+
+    Args:
+        model: a `RISFusion`; changed in place, gradients and state dict stay the same.
+        device: where it is trained.
+        at_least: bytes of a module's first input; with smaller ones everything is kept.
+    """
+    if device.type == "cpu":
+        _install(model, {kind: EXPENSIVE for kind in (SwinBlock, PWAM, DoubleConv, Decoder)}, at_least)
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Full checkpointing: keep only the inputs of Swin's blocks, PWAM and the fuser's levels.
+
+    The decoder of the segmenter, half of all operations, keeps the results of its convolutions.
+
+    Args:
+        model: a `RISFusion`; changed in place, gradients and state dict stay the same.
+    """
+    _install(model, {kind: [] for kind in (SwinBlock, PWAM, DoubleConv, Down, Up)} | {Decoder: EXPENSIVE}, 0)
+
+
+def _install(module: nn.Module, kept: dict[type, list], at_least: int) -> None:
+    """Switch the outermost modules of the kinds in `kept` to recomputation, which keeps the results of these operations."""
+    if type(module) in kept:
+        module.kept_operations, module.recompute_at_least = kept[type(module)], at_least
+        module.__class__ = _recomputed(type(module))
+    else:
+        for child in module.children():
+            _install(child, kept, at_least)
+
+
+@functools.cache
+def _recomputed(kind: type) -> type:
+    return type(f"Recomputed{kind.__name__}", (Recomputed, kind), {})
+
+
+class Recomputed(nn.Module):
+    """Mixed into the class of a module: its forward pass is computed again in the backward pass.
+
+    The results are those of the plain module: dropout draws the same again, and running statistics are updated once.
+    """
+
+    def forward(self, *inputs):
+        """As of the plain module."""
+        first = inputs[0][0] if isinstance(inputs[0], tuple) else inputs[0]
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or first.nbytes < self.recompute_at_least:
+            return super().forward(*inputs)
+        return checkpoint(super().forward, *inputs, use_reentrant=False, context_fn=self._contexts)
+
+    def _contexts(self):
+        """For the first and for the second computation."""
+        if not self.kept_operations:
+            return contextlib.nullcontext(), _frozen_statistics(self)
+        keep, reuse = create_selective_checkpoint_contexts(self.kept_operations)
+        return keep, _both(reuse, _frozen_statistics(self))
+
+
+@contextlib.contextmanager
+def _both(one, other):
+    with one, other:
+        yield
+
+
+@contextlib.contextmanager
+def _frozen_statistics(module: nn.Module):
+    """A context in which batch norm in training mode does not update its running statistics."""
+    norms = [part for part in module.modules()
+             if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(batches)  # checkpoint() may have stopped before this layer's update
