@@ -159,6 +159,8 @@ def open_checkpoint(path: str, device: torch.device, *, bert_tokenizer: str | No
 def _bert_folder(name: str, given: str | None, stored: dict) -> str:
     """The folder for the argument `name`: the one given, else the one the checkpoint names if it is here, else BERT."""
     if given is not None:
+        if not os.path.isdir(given):
+            raise UsageError(f"there is no folder {given!r}", name)
         return given
     path = stored.get(name)
     folder = path if isinstance(path, str) and os.path.isdir(path) else BERT

@@ -2,14 +2,14 @@
 import copy
 from types import SimpleNamespace
 
+import models.recompute
 import pytest
 import torch
 from conftest import train
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import engine
-import models.recompute
-from engine import Progress, Readings, train_one_epoch
+from engine import PendingTerms, Progress, train_one_epoch
 from models import Output, build_criterion, build_model
 from utils.device import grad_scaler
 from utils.errors import InputError
@@ -126,16 +126,17 @@ def test_float16_finding_its_scale_is_no_fault():
     scaler = SimpleNamespace(get_scale=lambda: 1024.0)
     progress = Progress(step=1)
     for dtype, expected in ((torch.float16, 0), (torch.bfloat16, 1)):
-        readings = Readings(progress, scaler, dtype, 10)
-        readings.add(torch.tensor([3]), {"total": torch.tensor(1.0)}, {"fuser": torch.tensor(torch.inf)})
-        readings.read()
+        pending = PendingTerms(progress, scaler, dtype, 10)
+        pending.add(torch.tensor([3]), {"total": torch.tensor(1.0)}, {"fuser": torch.tensor(torch.inf)})
+        pending.read()
         assert progress.bad_in_a_row == expected
     assert progress.skipped == 2
 
 
 def test_the_device_is_asked_only_every_print_freq_steps(model, monkeypatch):
     reads = []
-    monkeypatch.setattr(engine.Readings, "read", lambda self: reads.append(len(self.steps)) or self.steps.clear() or {})
+    monkeypatch.setattr(engine.PendingTerms, "read",
+                        lambda self: reads.append(len(self._steps)) or self._steps.clear() or {})
     run(model, batches(7, size=1), print_freq=3)
     assert reads == [3, 3, 1]
 

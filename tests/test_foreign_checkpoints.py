@@ -12,11 +12,12 @@ import torch
 from test_checkpoint import Harmful, same, swin_file
 from test_models import arguments
 
+from evaluation.inference import open_checkpoint
 from models import build_from_checkpoint, build_model
 from predictor import Predictor
 from utils import checkpoint
 from utils.errors import InputError, UsageError
-from utils.flags import BERT, resolve
+from utils.flags import BERT
 
 PARTS = ("model", "prefusion_model", "bert_model")
 
@@ -29,6 +30,17 @@ class Pickled:
 
     def __reduce__(self):
         return self.call
+
+
+@pytest.fixture
+def opened(model, tiny_bert, tmp_path):
+    """Open a checkpoint whose `args` are given."""
+    def open_with(args: dict, **folders):
+        content = checkpoint.pack(model, 0, {}) | {"args": argparse.Namespace(**args)}
+        torch.save(content, tmp_path / "model.pth")
+        folders = {"bert_tokenizer": tiny_bert, "ck_bert": tiny_bert} | folders
+        return open_checkpoint(str(tmp_path / "model.pth"), torch.device("cpu"), **folders)
+    return open_with
 
 
 @pytest.fixture
@@ -52,7 +64,7 @@ def read(tmp_path, tiny_bert, caplog):
         caplog.clear()
         with caplog.at_level(logging.INFO):
             found = checkpoint.read(path)
-            loaded = build_from_checkpoint(found, path, tiny_bert, "")
+            loaded = build_from_checkpoint(found, path, tiny_bert)
         return found, loaded, [record.getMessage() for record in caplog.records[:-1]]
     return through_a_file
 
@@ -283,23 +295,18 @@ def test_a_predictor_gives_the_same_from_such_a_file(model, tmp_path, tiny_bert,
         assert np.array_equal(one, two)
 
 
-@pytest.mark.parametrize(("stored", "size"), [({}, 480), ({"img_size": 96}, 96), ({"img_size": 96.0}, 96)])
-def test_a_stored_size_is_used_if_it_is_one(stored, size, tiny_bert):
-    args = argparse.Namespace(bert_tokenizer=tiny_bert, ck_bert=tiny_bert)
-    resolve(args, stored)
-    assert args.img_size == size and isinstance(args.img_size, int) and args.mha == ""
+@pytest.mark.parametrize(("stored", "size"), [(None, 480), (96, 96), (96.0, 96), ("96", 96)])
+def test_a_stored_size_is_used_if_it_is_one(stored, size, opened):
+    assert opened({"img_size": stored}).img_size == size
 
 
 @pytest.mark.parametrize("size", [float("nan"), -1, 32, "large", [480, 480]])
-def test_a_stored_size_that_is_none_is_refused_with_the_flag(size, tiny_bert):
-    args = argparse.Namespace(bert_tokenizer=tiny_bert, ck_bert=tiny_bert)
-    with pytest.raises(UsageError, match=r"--img_size: the checkpoint stored .*; pass the flag"):
-        resolve(args, checkpoint.stored_args({"args": {"img_size": size}}))
+def test_a_stored_size_that_is_none_is_refused_with_the_argument(size, opened):
+    with pytest.raises(UsageError, match=r"^img_size: the checkpoint stored .*; give the size"):
+        opened({"img_size": size})
 
 
-def test_stored_folders_of_any_type_are_harmless(tiny_bert, monkeypatch):
+def test_stored_folders_of_any_type_are_harmless(opened):
     stored = {"ck_bert": torch.zeros(2), "bert_tokenizer": ["a"], "mha": torch.ones(4), "img_size": {"height": 480}}
-    args = argparse.Namespace(bert_tokenizer=tiny_bert)
-    with pytest.raises(UsageError, match=f"--ck_bert: neither .* nor the default, '{BERT}'"):
-        monkeypatch.setattr("os.path.isdir", lambda path: path == tiny_bert)
-        resolve(args, checkpoint.stored_args({"args": stored}))
+    with pytest.raises(UsageError, match=f"^ck_bert: neither .* nor the default, '{BERT}'"):
+        opened(stored, ck_bert=None)

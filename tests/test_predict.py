@@ -15,6 +15,7 @@ import predict
 from bert import Tokenizer
 from data import MMRISDataset, collate
 from data.pictures import read_picture
+from evaluation.predictions import describe
 from predictor import Predictor
 from utils.draw import panel, resize, to_image
 
@@ -70,15 +71,15 @@ def test_a_pair_and_two_sentences_give_four_pictures_each(trained, pictures, pre
         assert np.array_equal(images["fused"], fused)
         assert np.array_equal(images["mask"], mask * np.uint8(255))
         assert images["overlay"].shape == (60, 90, 3)
-        assert f"scene, '{text}': {predict.describe(mask)}" in process.stdout
+        assert f"scene, '{text}': {describe(mask)}" in process.stdout
 
 
 def test_the_share_and_the_box_are_those_of_the_mask():
     mask = np.zeros((40, 50), bool)
     mask[10:20, 5:30] = True
-    assert predict.describe(mask) == "12.50 % of the image, box x 5 to 29, y 10 to 19 (25×10 px)"
-    assert predict.describe(~mask).endswith("box x 0 to 49, y 0 to 39 (50×40 px)")
-    assert predict.describe(np.zeros((4, 5), bool)) == "nothing found"
+    assert describe(mask) == "12.50 % of the image, box x 5 to 29, y 10 to 19 (25×10 px)"
+    assert describe(~mask).endswith("box x 0 to 49, y 0 to 39 (50×40 px)")
+    assert describe(np.zeros((4, 5), bool)) == "nothing found"
 
 
 def test_a_prediction_is_what_an_evaluation_finds_in_the_same_row(predictor, scenes, tiny_bert):
@@ -104,7 +105,7 @@ def test_a_prediction_has_the_documented_shapes_and_ranges(predictor, pictures):
 
 def test_further_sentences_do_not_encode_the_images_again(predictor, pictures):
     passes = []
-    hook = predictor.model.fuser.net.y_inc.register_forward_hook(lambda *_: passes.append(1))
+    hook = predictor.model.model.fuser.net.y_inc.register_forward_hook(lambda *_: passes.append(1))
     pair = predictor.encode_pair(pictures.visible, pictures.infrared)
     found = [predictor.predict(pair, text) for text in (LEFT, RIGHT, LEFT)]
     hook.remove()
@@ -205,7 +206,7 @@ def test_folders_are_paired_by_name_and_bad_or_lonely_files_left_out_and_named(a
     (["../../etc", "das große Auto", "红色的汽车", "?"], ["a-etc", "a-das_große_Auto", "a-红色的汽车", "a-text"]),
     (["x" * 99], ["a-" + "x" * 60])])
 def test_every_sentence_gets_a_safe_name_of_its_own(texts, expected):
-    assert predict.result_names([SimpleNamespace(name="a")], texts) == [expected]
+    assert predict.result_names(["a"], texts) == [expected]
 
 
 def test_sentences_that_the_model_cannot_read_whole_are_pointed_out(ask, pictures):
@@ -249,12 +250,12 @@ def test_bfloat16_gives_nearly_the_same(trained, predictor, pictures):
 
 @pytest.mark.parametrize(("visible", "infrared", "more", "code", "message"), [
     ("absent.png", "scene.png", [], 2, "--visible: there is no file or folder"),
-    ("", "scene.png", [], 2, "must be two files or two folders"),
+    ("", "scene.png", [], 2, "both must be files or both folders"),
     ("scene.png", "scene.png", ["--text", " "], 2, "--text: the sentence is empty"),
     ("scene.png", "scene.png", ["--text", "caf\udce9"], 2, "or not valid UTF-8"),
     ("scene.png", "scene.png", ["--ckpt", "absent.pth"], 2, "--ckpt: there is no 'absent.pth'"),
     ("scene.png", "scene.png", ["--ckpt", "README.md"], 1, "--ckpt: README.md cannot be read"),
-    ("scene.png", "scene.png", ["--ck_bert", "/nowhere"], 2, "--ck_bert: there is no '/nowhere'"),
+    ("scene.png", "scene.png", ["--ck_bert", "/nowhere"], 2, "--ck_bert: there is no folder '/nowhere'"),
     ("scene.png", "scene.png", ["--mha", "1-2"], 2, "--mha: '1-2' is not four numbers"),
     ("scene.png", "scene.png", ["--img_size", "32"], 2, "take 33 or more"),
     ("scene.png", "scene.png", ["--out", "README.md"], 2, "--out: the folder 'README.md' cannot be made")])
@@ -301,10 +302,10 @@ def test_programs_get_a_value_error_that_says_what_is_wrong(visible, text, messa
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"path": "absent.pth"}, "^ckpt: there is no file 'absent.pth'"),
+    ({"path": "absent.pth"}, "^there is no file 'absent.pth'"),
     ({"device": "tpu"}, "^device: 'tpu' is none of"),
-    ({"bert_tokenizer": "/nowhere"}, "^bert_tokenizer: there is no '/nowhere'"),
-    ({"img_size": 32}, "img_size must be above 32"),
+    ({"bert_tokenizer": "/nowhere"}, "^bert_tokenizer: there is no folder '/nowhere'"),
+    ({"img_size": 32}, "^img_size: must be a whole number of at least 33"),
     ({"mha": "a"}, "is not four numbers of heads")])
 def test_programs_get_a_value_error_for_a_checkpoint_too(changes, message, trained):
     with pytest.raises(ValueError, match=message):

@@ -218,7 +218,7 @@ def test_starting_anew_in_a_folder_keeps_the_earlier_run(scenes, tmp_path):
     (["--mha", "2-2"], 2, "--mha: '2-2' is not four numbers"),
     (["--mha", "3-3-3-3"], 2, "3 heads do not divide the 32 channels"),
     (["--device", "tpu"], 2, "--device: 'tpu' is none of auto, cuda, npu and cpu"),
-    (["--device", "cuda:99"], 2, "--device cuda:99"),
+    (["--device", "cuda:99"], 2, "--device: cuda:99"),
     (["--model_id", "../x"], 2, "--model_id: '../x' cannot be part of a file name"),
     (["--load_lavt_head"], 2, "--load_lavt_head: there is no classifier"),
     (["--fusion_drop", "1"], 2, "--fusion_drop: must be below 1"),

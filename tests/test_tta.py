@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from bert import Tokenizer
+from evaluation.inference import Inference
 from models import Output, build_from_checkpoint
-from models.inference import Inference
-from models.tta import exchange, forward_tta, left_right_ids
+from models.tta import exchange, left_right_ids
 from utils import checkpoint
 
 LEFT, RIGHT, CAR = 7, 8, 9
@@ -30,17 +30,17 @@ def batch():
 
 def test_the_side_that_a_sentence_names_stays_the_side_in_the_picture(batch):
     plain = PointsAtASide()(*batch)
-    flipped = forward_tta(PointsAtASide(), *batch, (LEFT, RIGHT))
+    flipped = Inference(PointsAtASide(), True, (LEFT, RIGHT))(*batch)
     assert torch.equal(flipped.logits.argmax(1), plain.logits.argmax(1))
     assert flipped.logits.softmax(1).amax(1).min() > 0.999
-    unsure = forward_tta(PointsAtASide(), *batch, None)  # asked for the left car in the mirror, too
+    unsure = Inference(PointsAtASide(), True)(*batch)  # asked for the left car in the mirror, too
     assert unsure.logits.softmax(1)[:, 1].sub(0.5).abs().max() < 1e-3
 
 
 def test_the_fused_image_is_the_mean(batch):
     gradient = torch.linspace(0, 1, 8)
     expected = batch[0] + (gradient + gradient.flip(0)) / 2
-    assert torch.allclose(forward_tta(PointsAtASide(), *batch, (LEFT, RIGHT)).fused, expected, atol=1e-6)
+    assert torch.allclose(Inference(PointsAtASide(), True, (LEFT, RIGHT))(*batch).fused, expected, atol=1e-6)
 
 
 def test_probabilities_are_averaged(batch):
@@ -50,7 +50,7 @@ def test_probabilities_are_averaged(batch):
             return Output(vis, torch.cat([-column, column], 1))
 
     probabilities = Sure()(*batch).logits.softmax(1)
-    found = forward_tta(Sure(), *batch).logits
+    found = Inference(Sure(), True)(*batch).logits
     assert found.isfinite().all()
     assert torch.allclose(found.softmax(1), (probabilities + probabilities.flip(-1)) / 2, atol=1e-6)
 
@@ -76,7 +76,7 @@ def test_a_vocabulary_without_both_words_says_so(words, tmp_path):
 def test_a_mirrored_question_gets_the_mirrored_answer(trained, tiny_bert):
     content = checkpoint.read(str(trained / "last.pth"))
     tokenizer = Tokenizer(tiny_bert)
-    model = Inference(build_from_checkpoint(content, "last.pth", tiny_bert, ""), True, left_right_ids(tokenizer))
+    model = Inference(build_from_checkpoint(content, "last.pth", tiny_bert), True, left_right_ids(tokenizer))
     vis, ir = torch.randn(2, 1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         one = model(vis, ir, *tokenizer(["the disc on the left"]))
