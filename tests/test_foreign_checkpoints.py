@@ -144,8 +144,9 @@ def test_half_precision_is_read_and_computed_in_float32(dtype, model, read):
 
 
 def test_numpy_scalars_and_paths_are_read_as_plain_values(model, read):
-    values = {"a": np.float64(0.5), "b": np.int64(480), "c": np.bool_(True), "d": np.str_("4-4"),
-              "e": np.array([1.5], ">f4")[0].astype(">f4"), "f": pathlib.PurePosixPath("/data/bert"),
+    big_endian = Pickled(np.float64(0).__reduce__()[0], np.dtype(">f4"), np.array(1.5, ">f4").tobytes())
+    values = {"a": np.float64(0.5), "b": np.int64(480), "c": np.bool_(True), "d": np.str_("4-4"), "e": big_endian,
+              "f": pathlib.PurePosixPath("/data/bert"),
               "g": Pickled(pathlib.PosixPath, "/", "data", "x"), "h": Pickled(pathlib.WindowsPath, "C:\\", "bert")}
     found, _, said = read(checkpoint.pack(model, 0, argparse.Namespace(**values), best=np.float32(0.25)))
     assert vars(found["args"]) == {"a": 0.5, "b": 480, "c": True, "d": "4-4", "e": 1.5, "f": "/data/bert",
