@@ -201,10 +201,10 @@ def test_what_the_words_change_survives_autocast():
 
     torch.manual_seed(0)
     attention = SpatialImageLanguageAttention(64, 128, 1)
-    x, text, mask = torch.randn(2, 400, 64), 1 + 0.05 * torch.randn(2, 20, 128), torch.ones(2, 20)
+    x, text, mask = torch.randn(2, 64, 400), 1 + 0.05 * torch.randn(2, 128, 20), torch.ones(2, 20)
     with torch.no_grad():
         exact = attention(x, text, mask)
         with torch.autocast("cpu", torch.bfloat16):
             mixed = attention(x, text, mask)
-            coarse = attention._attend(x.bfloat16(), text.bfloat16(), mask.bfloat16())
+            coarse = attention.attend(x.bfloat16(), text.bfloat16(), mask.bfloat16())
     assert (mixed - exact).norm() < 0.01 * exact.norm() < (coarse.float() - exact).norm()
