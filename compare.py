@@ -79,10 +79,10 @@ def check_same(a, b, names: tuple[str, str]) -> None:
 
 
 def ratios(samples, thresholds: list[float], more: list[str]) -> dict:
-    """What `utils.bootstrap` draws from: the segmentation metrics in percent, the columns `more` as they are."""
+    """What `evaluation.bootstrap` draws from: the segmentation metrics in percent, the columns `more` as they are."""
     import numpy as np
 
-    from utils.bootstrap import segmentation_ratios
+    from evaluation.bootstrap import segmentation_ratios
 
     parts = segmentation_ratios(samples["intersection"], samples["union"], thresholds)
     parts = {name: (100 * above, below) for name, (above, below) in parts.items()}
@@ -109,7 +109,7 @@ def main() -> None:
     (metrics_a, a), (metrics_b, b) = read_run(args.a), read_run(args.b)
     check_same(a, b, (args.a, args.b))
 
-    from utils.bootstrap import compare
+    from evaluation.bootstrap import compare
 
     values_a, values_b = flat(metrics_a), flat(metrics_b)
     thresholds = [float(name.split("@")[1]) for name in values_a if "@" in name and name in values_b]

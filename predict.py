@@ -5,12 +5,11 @@ import os
 import re
 import sys
 
-from utils.errors import InputError, UsageError, run
+from utils.errors import InputError, UsageError, naming, run
+from utils.files import file_stem, set_aside, unique_names
 from utils.flags import ArgumentParser, add_checkpoint_flags, make_folder, require_existing
 
-KINDS = ("fused", "mask", "overlay", "panel")
-
-log = logging.getLogger("predict")
+logger = logging.getLogger("predict")
 
 
 def build_parser() -> ArgumentParser:
@@ -31,18 +30,16 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
-def result_names(pairs: list, texts: list[str]) -> list[list[str]]:
+def result_names(pair_names: list[str], texts: list[str]) -> list[list[str]]:
     """For each pair and each text a file name without kind and suffix, all different: `FLIR_00018-the_red_car`."""
-    from utils.results import file_stem, unique_names
-
     words = [re.sub(r"\W+", "_", text)[:60].strip("_") or "text" for text in texts]
     words = unique_names(words, list(range(1, len(words) + 1)))
-    stems = [file_stem(f"{pair.name}-{word}") for pair in pairs for word in words]
+    stems = [file_stem(f"{name}-{word}") for name in pair_names for word in words]
     names = unique_names(stems, list(range(1, len(stems) + 1)))
     return [names[i : i + len(texts)] for i in range(0, len(names), len(texts))]
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     args = build_parser().parse_args()
     require_existing(args, "ckpt")
     for text in args.text:
@@ -50,107 +47,62 @@ def main() -> None:
             raise UsageError("--text: the sentence is empty")
         if re.search("[\ud800-\udfff]", text):
             raise UsageError(f"--text: {text!r} is not in the encoding of this terminal, or not valid UTF-8")
-    sys.stdout.reconfigure(errors="backslashreplace")  # names and sentences may hold what a terminal cannot show
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    return args
+
+
+def main() -> None:
+    args = parse_args()
 
     # After the command line is known to be good: these take seconds.
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from data.pictures import pair_files
+    from data.pictures import pair_files, read_picture
+    from evaluation.inference import open_checkpoint
+    from evaluation.predictions import KINDS, describe, write_prediction
+    from predictor import Predictor
+    from utils.device import select_device
     from utils.progress import progress_bar
-    from utils.results import set_aside
 
-    pairs, alone = pair_files(args.visible, args.infrared)
-    if alone:
-        log.warning("no partner for %d of the images, which are left out: %s", len(alone), ", ".join(alone))
+    sys.stdout.reconfigure(errors="backslashreplace")  # names and sentences may hold what a terminal cannot show
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    pairs, unpaired = pair_files(args.visible, args.infrared)
+    if unpaired:
+        logger.warning("no partner for %d of the images, which are left out: %s", len(unpaired), ", ".join(unpaired))
     make_folder(args.out, "--out")
-    predictor = load(args)
-    names = result_names(pairs, args.text)
-    written = f"({'|'.join(re.escape(name) for row in names for name in row)})-({'|'.join(KINDS)})\\.png"
+
+    device = select_device(args.device)
+    given = {name: getattr(args, name, None) for name in ("bert_tokenizer", "ck_bert", "img_size", "mha")}
+    with naming("ckpt"):
+        opened = open_checkpoint(args.ckpt, device, flip=args.tta == "flip", amp=args.amp, keep_memory=True, **given)
+    predictor = Predictor(opened.model, opened.tokenizer, opened.img_size, device)
+
+    names = result_names([files.name for files in pairs], args.text)
+    results = f"({'|'.join(re.escape(name) for row in names for name in row)})-({'|'.join(KINDS)})\\.png"
     failed = 0
     with logging_redirect_tqdm():
         bar = progress_bar(pairs, unit="pair", disable=len(pairs) == 1)
         for number, (files, stems) in enumerate(zip(bar, names, strict=True)):
             try:
-                pair = read_pair(predictor, files)
+                pictures = [read_picture(path) for path in (files.visible, files.infrared)]
             except InputError as error:
                 if len(pairs) == 1:
                     raise
-                log.error("error: %s", error)
+                logger.error("error: %s", error)
                 failed += 1
                 continue
-            if number == failed:  # the first that will be written
-                set_aside(args.out, written)
+            for path, picture in zip((files.visible, files.infrared), pictures, strict=True):
+                if picture.note:
+                    logger.info("%s: %s", path, picture.note)
+            pair = predictor.encode_pair(*(picture.pixels for picture in pictures))
+            if number == failed:  # the first whose pictures will be written
+                set_aside(args.out, results)
             for stem, text in zip(stems, args.text, strict=True):
-                log.info("%s, %r: %s", files.name, text, answer(predictor, pair, text, os.path.join(args.out, stem)))
+                prediction = predictor.predict(pair, text)
+                paths = write_prediction(pair, text, prediction, os.path.join(args.out, stem))
+                logger.info("%s, %r: %s", files.name, text,
+                            "\n".join([describe(prediction.mask), *(f"  {path}" for path in paths)]))
     if failed:
         raise InputError(f"{failed} of {len(pairs)} pairs could not be used; the reasons are above")
-
-
-def load(args: argparse.Namespace):
-    """The `Predictor` that the command line asks for."""
-    from predictor import Predictor
-    from utils.device import keep_freed_memory
-
-    names = ("bert_tokenizer", "ck_bert", "img_size", "mha")
-    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    try:
-        predictor = Predictor.from_checkpoint(args.ckpt, args.device, flip=args.tta == "flip", amp=args.amp, **given)
-    except ValueError as error:
-        if isinstance(error.__cause__, InputError):
-            raise error.__cause__ from None  # with its flags and exit code
-        raise UsageError(f"--mha: {error}") from error
-    keep_freed_memory(predictor.device)
-    return predictor
-
-
-def read_pair(predictor, files):
-    """The `predictor.Pair` of a `data.pictures.PairOfFiles`; says what was done to the images.
-
-    Raises:
-        InputError: one of the files cannot be used.
-    """
-    from data.pictures import read_picture
-
-    pictures = []
-    for path in (files.visible, files.infrared):
-        pictures.append(read_picture(path))
-        if pictures[-1].note:
-            log.info("%s: %s", path, pictures[-1].note)
-    return predictor.encode_pair(*(picture.pixels for picture in pictures))
-
-
-def answer(predictor, pair, text: str, stem: str) -> str:
-    """Write the four pictures for one sentence, `{stem}-fused.png` and so on; return what they show and their paths."""
-    import numpy as np
-    from PIL import Image
-
-    from utils.draw import outlined, overlay
-    from utils.files import replacing
-    from utils.panel import panel
-
-    fused, mask, _ = predictor.predict(pair, text)
-    page = panel(text, {"visible": pair.visible, "infrared": pair.infrared, "fused": fused,
-                        "prediction": outlined(fused, mask)})
-    lines = [describe(mask)]
-    for kind, image in zip(KINDS, (fused, mask.astype(np.uint8) * 255, overlay(fused, mask), page), strict=True):
-        path = f"{stem}-{kind}.png"
-        with replacing(path) as temporary:
-            Image.fromarray(image).save(temporary, "PNG")
-        lines.append(f"  {path}")
-    return "\n".join(lines)
-
-
-def describe(mask) -> str:
-    """Share and bounding box of a (h, w) bool mask, in words."""
-    import numpy as np
-
-    if not mask.any():
-        return "nothing found"
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    (left, right), (top, bottom) = columns[[0, -1]], rows[[0, -1]]
-    return (f"{100 * mask.mean():.2f} % of the image, box x {left} to {right}, y {top} to {bottom} "
-            f"({right - left + 1}×{bottom - top + 1} px)")
 
 
 if __name__ == "__main__":

@@ -1,31 +1,26 @@
-"""RIS-FUSION for other people's programs: load a checkpoint once, ask about many pictures.
+"""RIS-FUSION for other programs: load a checkpoint once, ask about many pictures.
 
     predictor = Predictor.from_checkpoint("ckpts/risfusion/model_best_lavt.pth")
     fused, mask, probability = predictor(visible, infrared, "the red car")
 """
 import logging
 import re
-from argparse import Namespace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
-from bert import Tokenizer, check_vocabulary
+from bert import Tokenizer
 from data.pictures import to_picture
-from models import build_from_checkpoint
+from evaluation.inference import Inference, open_checkpoint
 from models.fuser import EncodedPair
-from models.inference import prepare_for_inference
-from models.tta import average, exchange, left_right_ids
-from utils import checkpoint
 from utils.color import standardise
-from utils.device import select_device, warn_if_slow
+from utils.device import select_device
 from utils.draw import resize, to_image
 from utils.errors import InputError
-from utils.flags import resolve
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Prediction(NamedTuple):
@@ -37,43 +32,28 @@ class Prediction(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Two images, ready for sentences; of `Predictor.encode_pair`."""
+    """Two images, ready for sentences; made by `Predictor.encode_pair`."""
 
     visible: np.ndarray   # (h, w, 3) uint8 RGB
     infrared: np.ndarray  # likewise, resampled to the visible image's size
-    features: EncodedPair
-    mirrored: EncodedPair | None  # with `flip`
+    features: tuple[EncodedPair, ...]  # of the pair, and with `flip` of its mirror image
 
 
 class Predictor:
     """Fuses pairs of images and finds what sentences refer to, as `test.py` does.
 
     Args:
-        model: a `models.RISFusion`; put into evaluation mode and onto the device.
-        tokenizer: a `bert.Tokenizer` of the model's vocabulary.
+        model: an `evaluation.inference.Inference`, on the device where it is to compute.
+        tokenizer: of the model's vocabulary.
         img_size: the networks see both images at this size, square, in pixels; above 32.
-        device: where to compute.
-        flip: average with the mirrored images, in which `left` and `right` in the sentence trade places.
-        amp: compute in bfloat16 where that is safe, instead of float32.
-    Raises:
-        ValueError: `img_size` is too small.
+        device: of the model.
     """
 
-    def __init__(self, model, tokenizer, img_size: int = 480, device: str | torch.device = "cpu", *,
-                 flip: bool = False, amp: bool = False):
-        if img_size <= 32:
-            raise ValueError(f"img_size must be above 32 pixels, not {img_size}")
-        self.device = torch.device(device)
-        self.model = model.to(self.device).eval()
+    def __init__(self, model: Inference, tokenizer: Tokenizer, img_size: int, device: torch.device):
+        self.model = model
         self.tokenizer = tokenizer
         self.img_size = img_size
-        self.flip = flip
-        self._left_right = left_right_ids(tokenizer)
-        if flip and self._left_right is None:
-            log.warning("the vocabulary has not both `left` and `right` as words; sentences with them keep them, "
-                        "though the mirrored image has them the other way round")
-        self.amp = amp
-        warn_if_slow(self.device, torch.bfloat16 if amp else None)
+        self.device = device
         _, self._unknown, self._end = tokenizer(["[UNK]"])[0][0, :3].tolist()
 
     @classmethod
@@ -87,25 +67,19 @@ class Predictor:
             device: `auto` (an Ascend NPU, else a CUDA GPU, else the CPU), `cuda`, `npu` or `cpu`; an index may follow.
             bert_tokenizer, ck_bert: folders with BERT's vocabulary, and with its configuration.
             img_size, mha: as in training. These four default to what the checkpoint says, else to those of `test.py`.
-            flip, amp: as for the class.
+            flip: average with the mirrored images, in which `left` and `right` in the sentence trade places.
+            amp: compute in bfloat16 where that is safe, instead of float32.
         Raises:
-            ValueError: something is not there, damaged, or does not fit; one sentence that says what.
+            ValueError: something does not exist, is damaged or does not fit; the sentence says what. Its `__cause__` is
+                the `utils.errors.InputError` that the scripts end with.
         """
-        given = {"bert_tokenizer": bert_tokenizer, "ck_bert": ck_bert, "img_size": img_size, "mha": mha}
-        args = Namespace(**{name: value for name, value in given.items() if value is not None})
         try:
-            where = select_device(device)
-            content = checkpoint.read(path, "--ckpt")
-            resolve(args, checkpoint.stored_args(content))
-            tokenizer = Tokenizer(args.bert_tokenizer)
-            model = build_from_checkpoint(content, path, args.ck_bert, args.mha)
-            check_vocabulary(tokenizer, model.text_encoder)
-            prepare_for_inference(model, where, torch.bfloat16 if amp else None)
+            chosen = select_device(device)
+            opened = open_checkpoint(path, chosen, bert_tokenizer=bert_tokenizer, ck_bert=ck_bert, img_size=img_size,
+                                     mha=mha, flip=flip, amp=amp)
         except InputError as error:
-            # The sentences name flags of the command line; here these are arguments of the same names.
-            sentence = re.sub(r"--(?=(ckpt|device|bert_tokenizer|ck_bert)\b)", "", str(error))
-            raise ValueError(sentence) from error
-        return cls(model, tokenizer, args.img_size, where, flip=flip, amp=amp)
+            raise ValueError(str(error)) from error
+        return cls(opened.model, opened.tokenizer, opened.img_size, chosen)
 
     def __call__(self, visible, infrared, text: str) -> Prediction:
         """Fuse two images under the guidance of a sentence and find what it refers to.
@@ -122,10 +96,10 @@ class Predictor:
 
     @torch.inference_mode()
     def encode_pair(self, visible, infrared) -> Pair:
-        """What does not depend on the sentence: for `predict`, with as many sentences as you like.
+        """The part of a prediction that does not depend on the sentence, for `predict` with any number of sentences.
 
-        Saves the preparation of the images and the fuser's two encoders. The segmenter has to run for each sentence:
-        it sees the fused image, which the sentence has a part in.
+        It covers the preparation of the images and the fuser's two encoders. The segmenter runs for each sentence,
+        because it sees the fused image, which depends on the sentence.
 
         Args:
             visible, infrared: as in a call.
@@ -139,14 +113,11 @@ class Predictor:
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
             if picture.note:
-                log.info("%s: %s", name, picture.note)
+                logger.info("%s: %s", name, picture.note)
             pictures.append(picture.pixels)
         visible, infrared = pictures
-        vis, ir = self._to_tensor(visible), self._to_tensor(infrared)
-        with self._precision():
-            features = self.model.encode_pair(vis, ir)
-            mirrored = self.model.encode_pair(vis.flip(-1), ir.flip(-1)) if self.flip else None
-        return Pair(visible, _resampled(infrared, visible.shape[:2]), features, mirrored)
+        features = self.model.encode_pair(self._to_tensor(visible), self._to_tensor(infrared))
+        return Pair(visible, _resampled(infrared, visible.shape[:2]), features)
 
     @torch.inference_mode()
     def predict(self, pair: Pair, text: str) -> Prediction:
@@ -156,19 +127,12 @@ class Predictor:
             ValueError: the sentence is empty or no str.
         """
         input_ids, attention_mask = (tensor.to(self.device) for tensor in self._tokenize(text))
-        with self._precision():
-            output = self.model.answer(pair.features, input_ids, attention_mask)
-            if pair.mirrored is not None:
-                swapped = exchange(input_ids, self._left_right)
-                output = average(output, self.model.answer(pair.mirrored, swapped, attention_mask))
+        output = self.model.answer(pair.features, input_ids, attention_mask)
         height, width = pair.visible.shape[:2]
-        # By the nearest pixel, so that the mask is that of the probability and the one that test.py writes.
-        probability = output.logits[0].float().softmax(0)[1].cpu().numpy()
+        # Nearest-neighbour, so that the mask is the thresholded probability and the same as the one test.py writes.
+        probability = output.logits[0].softmax(0)[1].cpu().numpy()
         probability = np.array(Image.fromarray(probability).resize((width, height), Image.Resampling.NEAREST))
         return Prediction(resize(to_image(output.fused[0]), (width, height)), probability > 0.5, probability)
-
-    def _precision(self):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp)
 
     def _to_tensor(self, pixels: np.ndarray) -> torch.Tensor:
         """(h, w, 3) uint8 to (1, 3, S, S) float32, standardised, S being `img_size`."""
@@ -183,9 +147,9 @@ class Predictor:
         input_ids, attention_mask = self.tokenizer([text])
         ids = input_ids[0, attention_mask[0] == 1].tolist()[1:]
         if ids[-1] != self._end:
-            log.warning("%r is long: only its first %d word pieces are read", text, len(ids))
+            logger.warning("%r is long: only its first %d word pieces are read", text, len(ids))
         if set(ids) <= {self._unknown, self._end}:
-            log.warning("no word of %r is in the vocabulary of BERT, so the model cannot know what is meant", text)
+            logger.warning("no word of %r is in the vocabulary of BERT, so the model cannot know what is meant", text)
         return input_ids, attention_mask
 
 
@@ -194,8 +158,8 @@ def _resampled(infrared: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     (height, width), (to_height, to_width) = infrared.shape[:2], size
     if (height, width) == size:
         return infrared
-    log.info("infrared: resampled from %d×%d px to the visible image's %d×%d", width, height, to_width, to_height)
+    logger.info("infrared: resampled from %d×%d px to the visible image's %d×%d", width, height, to_width, to_height)
     if not 0.9 < width * to_height / (height * to_width) < 1.1:
-        log.warning("infrared: its proportions are not the visible image's; results are of use only if the two show "
-                    "the same view")
+        logger.warning("infrared: its proportions are not the visible image's; results are of use only if the two show "
+                       "the same view")
     return resize(infrared, (to_width, to_height))

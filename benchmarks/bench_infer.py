@@ -98,7 +98,7 @@ def agreement(args: argparse.Namespace, device: torch.device) -> dict[str, float
     from utils import checkpoint
     from utils.flags import resolve
 
-    content = checkpoint.read(args.ckpt, "--ckpt")
+    content = checkpoint.read(args.ckpt)
     stored = argparse.Namespace()
     resolve(stored, checkpoint.stored_args(content))
     callers = []

@@ -18,7 +18,7 @@ def read_text_config(folder: str):
     if not folder:
         return BertConfig()
     if not os.path.isdir(folder):
-        raise UsageError(f"--ck_bert: there is no folder {folder!r}; "
+        raise UsageError(f"there is no folder {folder!r}; "
                          "bert/pretrained_weights/download_weights.txt says how to get it")
     if not os.path.isfile(os.path.join(folder, "config.json")):
         raise InputError(f"{folder}: config.json is not in this folder")
@@ -35,8 +35,8 @@ def check_vocabulary(tokenizer, encoder: torch.nn.Module) -> None:
         InputError: it has not, so the two belong to different BERTs.
     """
     if len(tokenizer) > encoder.config.vocab_size:
-        raise InputError(f"the vocabulary in --bert_tokenizer {tokenizer.folder} has {len(tokenizer)} words, but the "
-                         f"text encoder knows {encoder.config.vocab_size}; it must be that of the BERT in --ck_bert")
+        raise InputError(f"the vocabulary in {tokenizer.folder} has {len(tokenizer)} words, but the text encoder knows "
+                         f"{encoder.config.vocab_size}; name the folder with the vocabulary of its BERT")
 
 
 def build_text_encoder(folder: str, pretrained: bool = True) -> torch.nn.Module:

@@ -22,7 +22,7 @@ class Tokenizer:
         from transformers import BertTokenizer
 
         if not os.path.isdir(folder):
-            raise UsageError(f"--bert_tokenizer: there is no folder {folder!r}; "
+            raise UsageError(f"there is no folder {folder!r}; "
                              "bert/pretrained_weights/download_weights.txt says how to get it")
         if not any(os.path.isfile(os.path.join(folder, name)) for name in ("vocab.txt", "tokenizer.json")):
             raise InputError(f"{folder}: neither vocab.txt nor tokenizer.json is in this folder")

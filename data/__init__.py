@@ -1,6 +1,7 @@
-"""The MM-RIS data: reading it, the order of reading, merging its parts, and drawing synthetic scenes in its schema."""
+"""MM-RIS data: from parquet files to batches, and the scripts that make, merge and check such files."""
+from .loaders import evaluation_loader, training_loader
 from .mm_ris import BadRow, MMRISDataset, collate
-from .order import epoch_order
-from .sampler import EpochSampler, share
+from .sampler import EpochSampler, epoch_order, share
 
-__all__ = ["BadRow", "EpochSampler", "MMRISDataset", "collate", "epoch_order", "share"]
+__all__ = ["BadRow", "EpochSampler", "MMRISDataset", "collate", "epoch_order", "evaluation_loader", "share",
+           "training_loader"]

@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     if there and not args.overwrite:
         raise UsageError(f"--out: {there[0]} is there already; choose another place, or --overwrite")
 
-    from data.building import build
+    from data.prepare.building import build
 
     told = build(args.table, folders, outs, args.split or [1.0], args.seed)
     for out, share in zip(outs, args.split or [1.0], strict=True):

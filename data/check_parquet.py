@@ -40,9 +40,9 @@ def main(arguments: list[str] | None = None) -> None:
             raise UsageError(f"{path}: there is no such file or folder")
     make_folder(args.out_dir, "--out_dir")
 
-    from data.check_report import THUMBNAIL, summary, write_report, write_sheet
-    from data.checking import Checker
-    from data.row_checks import ERROR
+    from data.prepare.check_report import THUMBNAIL, summary, write_report, write_sheet
+    from data.prepare.checking import Checker
+    from data.prepare.row_checks import ERROR
 
     checker = Checker(args.files, args.workers, args.samples, THUMBNAIL)
     checker.run()

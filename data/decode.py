@@ -47,6 +47,22 @@ def decode_pixels(content: bytes, memory: np.ndarray | None = None) -> np.ndarra
     return _decode(content, "RGBX", memory)
 
 
+def decode_lumas(visible: bytes, infrared: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """The luma of a pair at the visible image's size, to which an infrared image of another size is resized bilinearly.
+
+    Args:
+        visible, infrared: as for `decode_image`.
+    Returns:
+        Two (h, w) uint8.
+    Raises:
+        ValueError: as `decode_image`.
+    """
+    pair = [Image.fromarray(decode_image(content)).convert("L") for content in (visible, infrared)]
+    if pair[1].size != pair[0].size:
+        pair[1] = pair[1].resize(pair[0].size, Image.Resampling.BILINEAR)
+    return np.asarray(pair[0]), np.asarray(pair[1])
+
+
 def _decode(content: bytes, mode: str, memory: np.ndarray | None = None) -> np.ndarray:
     """(h, w) grey, or (h, w, 3 or 4) for the mode "RGB" or "RGBX"."""
     if not len(content):

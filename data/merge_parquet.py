@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         if there and not args.overwrite:
             raise UsageError(f"--out: {there[0]} is there already; choose another place, or --overwrite")
 
-    from data.merging import merge
+    from data.prepare.merging import merge
 
     print("\n".join(merge(parts, outs, shares, args.seed)))
 

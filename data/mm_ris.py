@@ -8,7 +8,7 @@ import torch
 from utils.errors import InputError
 
 from .columns import IMAGES, MASK, NULL, read_columns
-from .decode import decode_mask, decode_pixels
+from .decode import decode_lumas, decode_mask, decode_pixels
 from .parquet_rows import ParquetRows, RowError, find_parquet
 from .resize import Squares
 
@@ -34,6 +34,7 @@ class MMRISDataset(torch.utils.data.Dataset):
         row: int, counted over all files.
         mask (with `masks` and `originals`): (h, w) uint8 array of 0 and 1, at the segmentation's own size.
         size (with `originals`): (width, height) of the visible image as stored.
+        lumas (with `lumas`): 8-bit luma of both images at that size, see `decode_lumas`.
     Visible image, infrared image and mask may differ in size: each is resized on its own.
 
     Attributes:
@@ -46,6 +47,7 @@ class MMRISDataset(torch.utils.data.Dataset):
         tokenizer: a `bert.Tokenizer`.
         img_size: S, a positive int, pixels.
         originals: also give `mask` and `size`.
+        lumas: also give `lumas`, on which the fusion metrics work.
         masks: False leaves the column `segmentation` alone, which then need not exist.
         bad_rows: what becomes of a row that cannot be used (null, an image or mask that cannot be decoded, no words in
             the sentence): "stop" raises an InputError, "skip" gives a `BadRow`, which `collate` leaves out.
@@ -55,12 +57,13 @@ class MMRISDataset(torch.utils.data.Dataset):
     """
 
     def __init__(self, path: str, tokenizer, img_size: int = 480, originals: bool = False, masks: bool = True,
-                 bad_rows: str = "stop"):
+                 lumas: bool = False, bad_rows: str = "stop"):
         if img_size < 1:
             raise ValueError(f"img_size must be a positive number of pixels, not {img_size}")
         if bad_rows not in ("stop", "skip"):
             raise ValueError(f"bad_rows must be stop or skip, not {bad_rows!r}")
-        self.img_size, self.originals, self.masks, self.bad_rows = img_size, originals, masks, bad_rows
+        self.img_size, self.bad_rows = img_size, bad_rows
+        self.originals, self.masks, self.lumas = originals, masks, lumas
         files = find_parquet(path)
         columns = [*IMAGES, MASK] if masks else list(IMAGES)
         self.names, self.questions, self.indices, self._wordless = read_columns(path, files, columns)
@@ -113,6 +116,8 @@ class MMRISDataset(torch.utils.data.Dataset):
                    "row": row}
         if self.originals:
             sample |= {"mask": mask, "size": size} if self.masks else {"size": size}
+        if self.lumas:
+            sample["lumas"] = decode_lumas(*(cells[column] for column in IMAGES))
         return sample
 
     def _decode(self, cells: dict, column: str, row: int) -> np.ndarray:
@@ -172,8 +177,8 @@ def collate(samples: list[dict | BadRow]) -> dict:
     """Samples of `MMRISDataset` as one batch, without those that could not be read.
 
     Returns:
-        What a sample holds: tensors stacked, `row` (B,) int64, `mask` and `size` still lists; and `bad`, a list of
-        sentences on the rows left out. If none is left, `row`, of length 0, and `bad` alone.
+        What a sample holds: tensors stacked, `row` (B,) int64, `mask`, `size` and `lumas` still lists; and `bad`, a
+        list of sentences on the rows left out. If none is left, `row`, of length 0, and `bad` alone.
     """
     good = [sample for sample in samples if not isinstance(sample, BadRow)]
     bad = [sample.message for sample in samples if isinstance(sample, BadRow)]

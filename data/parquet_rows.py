@@ -71,7 +71,7 @@ class ParquetRows:
     Small row groups are read whole for each row. Of larger ones, the latest few are kept; those beyond WINDOW_BYTES
     (pandas writes a whole file as one) are streamed forwards, a window of rows at a time, so that reading window by
     window is fast and memory stays bounded, but a step back to an earlier window starts the group again.
-    `windows` says which rows lie together; `data.order` makes use of it.
+    `windows` says which rows lie together; `data.sampler` makes use of it.
     Files are opened on first use in each process, so that an instance can be pickled and survives a fork.
 
     Args:

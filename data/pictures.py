@@ -106,12 +106,12 @@ def pair_files(visible: str, infrared: str) -> tuple[list[PairOfFiles], list[str
         UsageError: a path is not there, or one is a file and the other a folder.
         InputError: there is no pair, or two files of one folder share a name.
     """
-    for flag, path in (("--visible", visible), ("--infrared", infrared)):
+    for argument, path in (("visible", visible), ("infrared", infrared)):
         if not os.path.exists(path):
-            raise UsageError(f"{flag}: there is no file or folder {path!r}")
+            raise UsageError(f"there is no file or folder {path!r}", argument)
     if os.path.isdir(visible) != os.path.isdir(infrared):
-        raise UsageError("--visible and --infrared must be two files or two folders, not one of each: "
-                         f"{visible!r}, {infrared!r}")
+        raise UsageError("both must be files or both folders, not one of each: "
+                         f"{visible!r}, {infrared!r}", "visible, infrared")
     if not os.path.isdir(visible):
         return [PairOfFiles(_stem(visible), visible, infrared)], []
     folders = _by_name(visible), _by_name(infrared)

@@ -19,7 +19,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) 
 from bert.tiny import write_tiny_bert
 from data.columns import SCHEMA
 from data.parquet_rows import ROWS_PER_GROUP
-from data.scenes import draw_infrared, draw_mask, draw_visible, make_scene, pick_expression, sentence
+from data.prepare.scenes import draw_infrared, draw_mask, draw_visible, make_scene, pick_expression, sentence
 from utils.errors import run
 from utils.files import replacing
 from utils.flags import SPLITS, ArgumentParser, at_least, make_folder

@@ -1,19 +1,40 @@
-"""How a trained model is run: averaged with the mirrored images, in 16 bits, compiled."""
+"""A checkpoint opened for use: its tokenizer, and its model with the precision and mirroring that were asked for."""
+import argparse
+import logging
+import os
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
-from models import Output
-from models.tta import forward_tta
+from bert import Tokenizer, check_vocabulary
+from models import Output, build_from_checkpoint
+from models.architecture import parse_heads
+from models.fuser import EncodedPair
+from models.tta import average, exchange, left_right_ids
+from utils import checkpoint
+from utils.device import compile_mode, warn_if_slow
+from utils.errors import UsageError, naming
+from utils.flags import BERT, image_size
+
+try:
+    from models import fast
+except ImportError:  # the folder may be deleted: the same results, slower
+    fast = None
+
+logger = logging.getLogger(__name__)
+
+SMALLEST = 33  # pixels; at 32 and below Swin's last stage is a single position, on which InstanceNorm cannot work
 
 
 class Inference(nn.Module):
-    """A model with the options of an evaluation; takes what `RISFusion` takes and gives float32.
+    """A model as an evaluation runs it; takes what `RISFusion` takes and gives float32.
 
     Args:
         model: a `RISFusion`.
-        flip: average with the mirrored images, see `forward_tta`.
-        left_right: as in `forward_tta`.
-        amp_dtype: what to compute in where autocast finds it safe; None: everything in float32.
+        flip: average with the mirrored images, in which the words `left` and `right` are exchanged; see `models.tta`.
+        left_right: token ids of these two words, from `left_right_ids`; None leaves the sentences as they are.
+        amp_dtype: 16-bit type to compute in where autocast finds it safe; None: everything in float32.
         compile_mode: for `torch.compile`, see `utils.device.compile_mode`; None: not compiled.
     """
 
@@ -29,20 +50,131 @@ class Inference(nn.Module):
         self.compiled_for: int | None = 0 if compile_mode else None  # batch size, 0 before the first batch
 
     def forward(self, vis: Tensor, ir: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Output:
-        """Shapes as in `RISFusion`."""
-        inputs = (vis, ir, input_ids, attention_mask)
-        with torch.autocast(vis.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
-            output = forward_tta(self._once, *inputs, self.left_right) if self.flip else self._once(*inputs)
+        """Fuse and segment; shapes as in `RISFusion`."""
+        with self._autocast(vis.device):
+            outputs = [self._run(vis, ir, input_ids, attention_mask)]
+            if self.flip:
+                outputs.append(self._run(vis.flip(-1), ir.flip(-1), exchange(input_ids, self.left_right),
+                                         attention_mask))
+        return self._joined(outputs)
+
+    def encode_pair(self, vis: Tensor, ir: Tensor) -> tuple[EncodedPair, ...]:
+        """The part of `forward` that does not depend on the sentence: the pair, and with `flip` the mirrored pair."""
+        with self._autocast(vis.device):
+            pair = self.model.encode_pair(vis, ir)
+            return (pair, self.model.encode_pair(vis.flip(-1), ir.flip(-1))) if self.flip else (pair,)
+
+    def answer(self, pairs: tuple[EncodedPair, ...], input_ids: Tensor, attention_mask: Tensor) -> Output:
+        """The rest of `forward`, for the result of `encode_pair`."""
+        sentences = (input_ids, exchange(input_ids, self.left_right))
+        with self._autocast(input_ids.device):
+            return self._joined([self.model.answer(pair, sentence, attention_mask)
+                                 for pair, sentence in zip(pairs, sentences, strict=False)])
+
+    def _autocast(self, device: torch.device):
+        return torch.autocast(device.type, self.amp_dtype, enabled=self.amp_dtype is not None)
+
+    @staticmethod
+    def _joined(outputs: list[Output]) -> Output:
+        output = average(*outputs) if len(outputs) == 2 else outputs[0]
         return Output(output.fused.float(), output.logits.float())
 
-    def _once(self, *inputs: Tensor) -> Output:
+    def _run(self, *inputs: Tensor) -> Output:
         if self.compiled_for is None:
             return self.model(*inputs)
         size = len(inputs[0])
         self.compiled_for = max(self.compiled_for, size)
-        if size < self.compiled_for:
-            # Repeat the last sample up to the size of the other batches, because compiling for another takes minutes.
+        if size < self.compiled_for:  # filled up with its last sample, since compiling for another size takes minutes
             index = torch.arange(self.compiled_for, device=inputs[0].device).clamp(max=size - 1)
-            inputs = [tensor.index_select(0, index) for tensor in inputs]
-        # Copies, because a CUDA graph writes the next results to the same memory.
+            inputs = tuple(tensor.index_select(0, index) for tensor in inputs)
+        # Copies, since a CUDA graph writes its next results to the same memory.
         return Output(*(tensor[:size].clone() for tensor in self.model(*inputs)))
+
+
+class OpenCheckpoint(NamedTuple):
+    """A checkpoint ready for use, and the settings that its opening has come to."""
+
+    model: Inference
+    tokenizer: Tokenizer
+    bert_tokenizer: str  # folders
+    ck_bert: str
+    img_size: int        # pixels
+    mha: str
+
+
+def open_checkpoint(path: str, device: torch.device, *, bert_tokenizer: str | None = None, ck_bert: str | None = None,
+                    img_size: int | None = None, mha: str | None = None, flip: bool = False, amp: bool = False,
+                    compiled: bool = False, keep_memory: bool = False) -> OpenCheckpoint:
+    """Open a file in the released format for evaluation on a device.
+
+    Args:
+        path: the checkpoint.
+        device: where to compute.
+        bert_tokenizer, ck_bert: folders with BERT's vocabulary, and with its configuration (its weights are read only
+            if the checkpoint has none).
+        img_size: side of the square images that the networks see, pixels, above 32.
+        mha: attention heads of PWAM by stage, as in `4-4-4-4`; empty: one each. Where one of these four is None it is
+            what the checkpoint says, if that can be used here, else bert-base-uncased in its usual folder, 480, and
+            one head each.
+        flip: average with the mirrored images.
+        amp: compute in bfloat16 where that is safe, instead of float32.
+        compiled: compile with `torch.compile`.
+        keep_memory: let this process keep the memory of freed tensors, which is faster; for a program that does nothing
+            else.
+    Raises:
+        UsageError: a file or folder does not exist, or an argument cannot be used; its `argument` says which.
+        InputError: the checkpoint or BERT's files are damaged or do not fit together.
+    """
+    content = checkpoint.read(path)
+    stored = checkpoint.stored_args(content)
+    bert_tokenizer = _bert_folder("bert_tokenizer", bert_tokenizer, stored)
+    ck_bert = _bert_folder("ck_bert", ck_bert, stored)
+    img_size = _image_size(img_size, stored.get("img_size"))
+    mha = str(stored.get("mha") or "") if mha is None else mha
+    try:
+        heads = parse_heads(mha)
+    except ValueError as error:
+        raise UsageError(str(error), "mha") from error
+    with naming("bert_tokenizer"):
+        tokenizer = Tokenizer(bert_tokenizer)
+    model = build_from_checkpoint(content, path, ck_bert, heads)
+    with naming("bert_tokenizer"):
+        check_vocabulary(tokenizer, model.text_encoder)
+    left_right = left_right_ids(tokenizer) if flip else None
+    if flip and left_right is None:
+        logger.warning("%s does not have both `left` and `right` as words: sentences keep them for the mirrored image, "
+                       "which shows the two sides exchanged", bert_tokenizer)
+    amp_dtype = torch.bfloat16 if amp else None
+    warn_if_slow(device, amp_dtype)
+    if fast is None:
+        model.to(device)
+    else:
+        fast.prepare_for_inference(model, device, amp_dtype, compiled)
+        if keep_memory:
+            fast.keep_freed_memory(device)
+    inference = Inference(model, flip, left_right, amp_dtype, compile_mode(device) if compiled else None)
+    return OpenCheckpoint(inference, tokenizer, bert_tokenizer, ck_bert, img_size, mha)
+
+
+def _bert_folder(name: str, given: str | None, stored: dict) -> str:
+    """The folder for the argument `name`: the one given, else the one the checkpoint names if it is here, else BERT."""
+    if given is not None:
+        return given
+    path = stored.get(name)
+    folder = path if isinstance(path, str) and os.path.isdir(path) else BERT
+    if not os.path.isdir(folder):
+        raise UsageError(f"neither the folder that the checkpoint names, {path!r}, nor the default, {BERT!r}, is here; "
+                         "name the folder", name)
+    return folder
+
+
+def _image_size(given: int | None, stored) -> int:
+    """The size that is given, else the one the checkpoint stored, which may be text or a float; else 480."""
+    if given is not None:
+        if not isinstance(given, int) or given < SMALLEST:
+            raise UsageError(f"must be a whole number of at least {SMALLEST} pixels, not {given!r}", "img_size")
+        return given
+    try:
+        return image_size(str(stored or 480).removesuffix(".0"))
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"the checkpoint stored {stored!r}, which {error}; give the size", "img_size") from error

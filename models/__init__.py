@@ -1,5 +1,7 @@
 """The networks and the losses of RIS-FUSION."""
+from .architecture import Architecture
 from .build import build_criterion, build_from_checkpoint, build_model
+from .losses import LossWeights
 from .ris_fusion import Output
 
-__all__ = ["Output", "build_criterion", "build_from_checkpoint", "build_model"]
+__all__ = ["Architecture", "LossWeights", "Output", "build_criterion", "build_from_checkpoint", "build_model"]

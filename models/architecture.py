@@ -1,11 +1,16 @@
-"""The sizes of Swin, and the architecture of a trained model, derived from its tensors."""
+"""The sizes of the networks: named Swin sizes, and the choices that `build_model` is made from."""
 import math
 import os
 import re
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+WINDOWS = (7, 12)
 
 
 class SwinSize(NamedTuple):
+    """Width of the first stage, and blocks and attention heads of the four stages."""
+
     embed_dim: int
     depths: tuple[int, int, int, int]
     num_heads: tuple[int, int, int, int]
@@ -20,38 +25,98 @@ SWIN_SIZES = {
 }
 
 
-def window_size(args) -> int:
-    """12 if `args.window12` or the name of the Swin weights says so, else 7."""
-    return 12 if args.window12 or "window12" in os.path.basename(args.pretrained_swin_weights) else 7
+@dataclass(frozen=True)
+class Architecture:
+    """What the shapes of fuser and LAVT follow from, besides the width of the text encoder.
 
-
-def read_architecture(segmenter: dict, fuser: dict) -> dict:
-    """The arguments of `build_model` that follow from the names and shapes of a checkpoint's tensors.
-
-    Args:
-        segmenter: state dict of LAVT (`model` in a checkpoint).
-        fuser: state dict of the fuser (`prefusion_model`).
-    Returns:
-        `swin_type` (str), `window12` (bool), `prefusion_base_ch` (int), `text_dim` (int, hidden size of
-        the text encoder).
+    Attributes:
+        swin_type: a key of SWIN_SIZES.
+        window: side of Swin's attention windows, 7 or 12.
+        pwam_heads: attention heads of PWAM in each of the four stages; they divide the stage's width.
+        fusion_drop: dropout rate in PWAM, in [0, 1).
+        prefusion_base_ch: the fuser's width c, positive.
     Raises:
-        KeyError: a tensor that every such checkpoint has is missing.
-        ValueError: `build_model` has no such sizes.
+        ValueError: a value is none of these, or heads do not divide a stage's width.
     """
-    blocks = {tuple(map(int, match.groups())) for key in segmenter
-              if (match := re.match(r"backbone\.layers\.(\d+)\.blocks\.(\d+)\.", key))}
-    tables = [segmenter[f"backbone.layers.{stage}.blocks.0.attn.relative_position_bias_table"] for stage in range(4)]
-    size = SwinSize(
-        embed_dim=segmenter["backbone.patch_embed.proj.weight"].shape[0],
-        depths=tuple(sum(stage == i for stage, _ in blocks) for i in range(4)),
-        num_heads=tuple(table.shape[1] for table in tables))
-    window = (math.isqrt(tables[0].shape[0]) + 1) // 2  # the table has (2·window − 1)² rows
-    names = [name for name, known in SWIN_SIZES.items() if known == size]
-    if not names or window not in (7, 12):
-        raise ValueError(f"{size} with window {window} is none of {', '.join(SWIN_SIZES)} with window 7 or 12")
-    return {
-        "swin_type": names[0],
-        "window12": window == 12,
-        "prefusion_base_ch": fuser["net.y_inc.block.0.weight"].shape[0],
-        "text_dim": fuser["net.txt.proj.weight"].shape[1],
-    }
+
+    swin_type: str = "base"
+    window: int = 7
+    pwam_heads: tuple[int, ...] = (1, 1, 1, 1)
+    fusion_drop: float = 0.0
+    prefusion_base_ch: int = 32
+
+    def __post_init__(self):
+        if self.swin_type not in SWIN_SIZES:
+            raise ValueError(f"{self.swin_type!r} is none of the Swin sizes {', '.join(SWIN_SIZES)}")
+        if self.window not in WINDOWS:
+            raise ValueError(f"attention windows have a side of {' or '.join(map(str, WINDOWS))}, not {self.window}")
+        if not 0 <= self.fusion_drop < 1:
+            raise ValueError(f"fusion_drop must be at least 0 and below 1, not {self.fusion_drop!r}")
+        if not isinstance(self.prefusion_base_ch, int) or self.prefusion_base_ch < 1:
+            raise ValueError(f"prefusion_base_ch must be a whole number above 0, not {self.prefusion_base_ch!r}")
+        for stage, heads in enumerate(self.pwam_heads):
+            width = self.size.embed_dim * 2 ** stage
+            if width % heads:
+                raise ValueError(f"{heads} heads do not divide the {width} channels of stage {stage + 1} of Swin "
+                                 f"{self.swin_type}")
+
+    @property
+    def size(self) -> SwinSize:
+        """Widths, depths and heads of the Swin Transformer."""
+        return SWIN_SIZES[self.swin_type]
+
+    @classmethod
+    def from_flags(cls, flags: Any) -> "Architecture":
+        """From anything that has the attributes of the training flags.
+
+        Args:
+            flags: has `swin_type`, `window12` (bool), `pretrained_swin_weights` (`window12` in the file's name
+                means windows of 12), `mha` (as in `parse_heads`), `fusion_drop` and `prefusion_base_ch`; or is an
+                Architecture.
+        Raises:
+            ValueError: as for the class.
+        """
+        if isinstance(flags, cls):
+            return flags
+        window12 = flags.window12 or "window12" in os.path.basename(flags.pretrained_swin_weights)
+        return cls(flags.swin_type, 12 if window12 else 7, parse_heads(flags.mha), flags.fusion_drop,
+                   flags.prefusion_base_ch)
+
+    @classmethod
+    def from_weights(cls, segmenter: dict, fuser: dict, pwam_heads: tuple[int, ...] = (1, 1, 1, 1)) -> "Architecture":
+        """From the names and shapes of the tensors of a checkpoint.
+
+        Args:
+            segmenter: state dict of LAVT (`model` in a checkpoint).
+            fuser: state dict of the fuser (`prefusion_model`).
+            pwam_heads: which no tensor shows.
+        Raises:
+            KeyError: a tensor that every such checkpoint has is absent.
+            ValueError: the sizes are none that can be built.
+        """
+        blocks = {tuple(map(int, match.groups())) for key in segmenter
+                  if (match := re.match(r"backbone\.layers\.(\d+)\.blocks\.(\d+)\.", key))}
+        tables = [segmenter[f"backbone.layers.{stage}.blocks.0.attn.relative_position_bias_table"]
+                  for stage in range(4)]
+        size = SwinSize(
+            embed_dim=segmenter["backbone.patch_embed.proj.weight"].shape[0],
+            depths=tuple(sum(stage == i for stage, _ in blocks) for i in range(4)),
+            num_heads=tuple(table.shape[1] for table in tables))
+        window = (math.isqrt(tables[0].shape[0]) + 1) // 2  # the table has (2·window − 1)² rows
+        names = [name for name, known in SWIN_SIZES.items() if known == size]
+        if not names or window not in WINDOWS:
+            raise ValueError(f"{size} with window {window} is none of {', '.join(SWIN_SIZES)} with window 7 or 12")
+        return cls(names[0], window, pwam_heads, prefusion_base_ch=fuser["net.y_inc.block.0.weight"].shape[0])
+
+
+def parse_heads(text: str) -> tuple[int, ...]:
+    """PWAM's attention heads by stage from the form `4-4-4-4`; an empty string means one head each.
+
+    Raises:
+        ValueError: not four whole numbers above 0.
+    """
+    if not text:
+        return (1, 1, 1, 1)
+    if not isinstance(text, str) or not re.fullmatch(r"[1-9]\d*(-[1-9]\d*){3}", text):
+        raise ValueError(f"{text!r} is not four numbers of heads, as in 4-4-4-4")
+    return tuple(int(number) for number in text.split("-"))

@@ -1,5 +1,8 @@
 """The losses of the joint training: seven fusion terms on luma, and the segmentation loss."""
 import functools
+import math
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -97,21 +100,59 @@ def _mean_over_present_classes(values: Tensor, areas: Tensor) -> Tensor:
 SEG_LOSSES = {"ce": cross_entropy, "dice": dice_loss, "bce_area": bce_area_loss}
 
 
+FUSION_TERMS = ("ssim_vis", "ssim_ir", "mse_vis", "mse_ir", "sobel_vis", "sobel_ir", "grad")
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """What the joint loss adds up, and how much each part counts; the defaults are the published recipe.
+
+    Attributes:
+        seg_loss: the segmentation loss, a key of SEG_LOSSES.
+        lambda_prefusion: weight of the fusion loss.
+        ssim_vis … grad: weights of the fusion terms, by the names of `fusion_terms`; an SSIM enters as 1 − SSIM.
+    Raises:
+        ValueError: an unknown loss, or a weight that is negative or not finite.
+    """
+
+    seg_loss: str = "ce"
+    lambda_prefusion: float = 3.0
+    ssim_vis: float = 0.5
+    ssim_ir: float = 0.0
+    mse_vis: float = 0.5
+    mse_ir: float = 2.0
+    sobel_vis: float = 0.0
+    sobel_ir: float = 1.0
+    grad: float = 1.0
+
+    def __post_init__(self):
+        if self.seg_loss not in SEG_LOSSES:
+            raise ValueError(f"{self.seg_loss!r} is none of the segmentation losses {', '.join(SEG_LOSSES)}")
+        for name in ("lambda_prefusion", *FUSION_TERMS):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"the weight {name} must be a finite number of at least 0, not {getattr(self, name)}")
+
+    @classmethod
+    def from_flags(cls, flags: Any) -> "LossWeights":
+        """From anything with the attributes `seg_loss`, `lambda_prefusion` and `w_` with the name of each term."""
+        if isinstance(flags, cls):
+            return flags
+        weights = {name: getattr(flags, f"w_{name}") for name in FUSION_TERMS}
+        return cls(flags.seg_loss, flags.lambda_prefusion, **weights)
+
+
 class JointCriterion(nn.Module):
     """segmentation + lambda_prefusion · fusion.
 
     Args:
-        weights: of the fusion terms, by the names of `fusion_terms`; an SSIM enters as 1 − SSIM.
-        lambda_prefusion: weight of the fusion loss.
-        seg_loss: a key of SEG_LOSSES.
+        weights: of the parts.
         average: see `cross_entropy`; None in a single process.
     """
 
-    def __init__(self, weights: dict[str, float], lambda_prefusion: float, seg_loss: str, average=None):
+    def __init__(self, weights: LossWeights, average=None):
         super().__init__()
         self.weights = weights
-        self.lambda_prefusion = lambda_prefusion
-        self.segmentation = SEG_LOSSES[seg_loss]
+        self.segmentation = SEG_LOSSES[weights.seg_loss]
         self.average = average
 
     def forward(self, output, vis: Tensor, ir: Tensor, target: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -127,9 +168,9 @@ class JointCriterion(nn.Module):
             sum), `seg` (where there are logits) and `total`.
         """
         terms = fusion_terms(output.fused.float(), vis, ir)
-        fusion = sum(weight * (1 - terms[name] if name.startswith("ssim") else terms[name])
-                     for name, weight in self.weights.items())
-        total = self.lambda_prefusion * fusion
+        fusion = sum(getattr(self.weights, name) * (1 - terms[name] if name.startswith("ssim") else terms[name])
+                     for name in FUSION_TERMS)
+        total = self.weights.lambda_prefusion * fusion
         terms["fusion"] = fusion
         if output.logits is not None:
             terms["seg"] = self.segmentation(output.logits.float(), target, self.average)

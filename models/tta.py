@@ -1,33 +1,24 @@
-"""Test-time augmentation: average with the mirrored images."""
+"""Test-time augmentation: the average of a pass with another that sees the mirrored images.
+
+Mirroring moves what is on the left to the right, so the words `left` and `right` are exchanged in the mirrored pass.
+Tokens are exchanged whatever they mean, also where `right` means correct. Other words for a side (west, clockwise) are
+left as they are. `evaluation.inference.Inference` makes the two passes.
+"""
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .ris_fusion import Output
 
 
-def forward_tta(model: nn.Module, vis: Tensor, ir: Tensor, input_ids: Tensor, attention_mask: Tensor,
-                left_right: tuple[int, int] | None = None) -> Output:
-    """Fuse and segment twice, as given and mirrored, and average.
-
-    Mirroring moves what is on the left to the right, so the words `left` and `right` are exchanged in the mirrored
-    pass. Tokens are exchanged whatever they mean, also where `right` means correct. Other words for a side (west,
-    clockwise) are left as they are.
+def average(plain: Output, mirrored: Output) -> Output:
+    """The average of two passes, of which the second saw mirrored images.
 
     Args:
-        model: a `RISFusion`, or anything that is called like one.
-        vis, ir, input_ids, attention_mask: as for `RISFusion`.
-        left_right: token ids of `left` and `right`, from `left_right_ids`; None leaves the sentences as they are.
+        plain, mirrored: outputs of a `RISFusion`.
     Returns:
         The mean of the fused images, and the logarithm of the mean class probabilities as logits.
     """
-    plain = model(vis, ir, input_ids, attention_mask)
-    mirrored = model(vis.flip(-1), ir.flip(-1), exchange(input_ids, left_right), attention_mask)
-    return average(plain, mirrored)
-
-
-def average(plain: Output, mirrored: Output) -> Output:
-    """The average of two passes, of which the second saw mirrored images. Shapes and values as in `forward_tta`."""
     fused = (plain.fused.float() + mirrored.fused.float().flip(-1)) / 2
     plain_log, mirrored_log = (F.log_softmax(logits.float(), 1) for logits in (plain.logits, mirrored.logits.flip(-1)))
     return Output(fused, torch.logaddexp(plain_log, mirrored_log) - torch.log(torch.tensor(2.0)))

@@ -2,8 +2,8 @@
 import pytest
 import torch
 
+from evaluation.ablation import TextAblation, change, table
 from models import Output
-from utils.ablation import TextAblation, change, table
 from utils.color import standardise
 
 

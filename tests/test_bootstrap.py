@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from utils.bootstrap import compare, intervals, segmentation_ratios
+from evaluation.bootstrap import compare, intervals, segmentation_ratios
 
 
 def samples(images: int, sentences: int = 1, shift: float = 0.0, seed: int = 0):
@@ -46,7 +46,7 @@ def test_many_images_are_drawn_in_chunks_of_the_same_result(monkeypatch):
     intersection, union, images = samples(50)
     ratios = segmentation_ratios(intersection, union, ())
     whole = intervals(ratios, images, seed=0)
-    monkeypatch.setattr("utils.bootstrap.CHUNK_CELLS", 500)
+    monkeypatch.setattr("evaluation.bootstrap.CHUNK_CELLS", 500)
     assert intervals(ratios, images, seed=0) == whole
 
 

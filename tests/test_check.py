@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from data import check_parquet
-from data.building import SCHEMA
-from data.checking import Checker
+from data.columns import SCHEMA
+from data.prepare.checking import Checker
 from utils.errors import InputError, UsageError
 
 SCRIPT = Path(__file__).resolve().parent.parent / "data" / "check_parquet.py"

@@ -37,7 +37,7 @@ def test_a_released_checkpoint_with_its_namespace_is_read(model, tmp_path, tiny_
                 "bert_model": model.text_encoder.state_dict(), "epoch": 9,
                 "args": argparse.Namespace(img_size=480, device=torch.device("cuda:0"), mha="")}
     torch.save(released, tmp_path / "model_best_lavt.pth")
-    content = checkpoint.read(str(tmp_path / "model_best_lavt.pth"), "--ckpt")
+    content = checkpoint.read(str(tmp_path / "model_best_lavt.pth"))
     assert checkpoint.stored_args(content)["img_size"] == 480
     loaded = build_from_checkpoint(content, "model_best_lavt.pth", tiny_bert, "")
     assert not loaded.training
@@ -66,7 +66,7 @@ def test_code_in_a_checkpoint_is_refused_and_never_runs(tmp_path):
     trace = tmp_path / "harm done"
     torch.save({"model": {}, "args": Harmful(trace)}, tmp_path / "bad.pth")
     with pytest.raises(InputError, match=r"bad\.pth holds more than weights and plain values, namely posix.mkdir"):
-        checkpoint.read(str(tmp_path / "bad.pth"), "--ckpt")
+        checkpoint.read(str(tmp_path / "bad.pth"))
     assert not trace.exists()
 
 
@@ -74,7 +74,7 @@ def test_code_in_a_checkpoint_is_refused_and_never_runs(tmp_path):
 def test_a_file_of_another_kind_is_refused(content, tmp_path):
     (tmp_path / "file.pth").write_bytes(content)
     with pytest.raises(InputError, match=r"--ckpt: .*file\.pth cannot be read"):
-        checkpoint.read(str(tmp_path / "file.pth"), "--ckpt")
+        checkpoint.read(str(tmp_path / "file.pth"))
 
 
 def test_a_truncated_file_is_refused(model, tmp_path):
@@ -82,12 +82,12 @@ def test_a_truncated_file_is_refused(model, tmp_path):
     checkpoint.save(checkpoint.pack(model, 0, {}), str(path))
     path.write_bytes(path.read_bytes()[:100_000])
     with pytest.raises(InputError, match=r"cut\.pth cannot be read"):
-        checkpoint.read(str(path), "--ckpt")
+        checkpoint.read(str(path))
 
 
 def test_a_missing_file_is_named_with_its_flag(tmp_path):
     with pytest.raises(UsageError, match="--ck_prefusion: there is no file .*absent"):
-        checkpoint.read(str(tmp_path / "absent.pth"), "--ck_prefusion")
+        checkpoint.read(str(tmp_path / "absent.pth"))
 
 
 def test_a_dict_that_is_no_checkpoint_is_refused(model, tiny_bert):
@@ -116,7 +116,7 @@ def test_a_failed_save_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypa
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(InputError, match=r"last\.pth: it cannot be written \(No space left"):
         checkpoint.save({"epoch": 2}, path)
-    assert checkpoint.read(path, "--ckpt") == {"epoch": 1}
+    assert checkpoint.read(path) == {"epoch": 1}
     assert os.listdir(tmp_path) == ["last.pth"]
 
 

@@ -94,7 +94,7 @@ def test_a_process_that_dies_or_hangs_ends_the_job_and_the_run_can_go_on(number,
     output = job.communicate()[0]
     assert job.returncode != 0
     assert "another process of the job has died or has not answered within 0.3 minutes" in output
-    epoch = checkpoint.read(str(tmp_path / "last.pth"), "--resume")["training"]["progress"]["epoch"]
+    epoch = checkpoint.read(str(tmp_path / "last.pth"))["training"]["progress"]["epoch"]
     result = train(scenes, tmp_path, "--eval_vis_dir", "", "--epochs", epoch + 1, "--resume", "auto", "-b", 4)
     assert "the job has 1 process, it had 2; dropout draws other numbers" in result.stdout
 
@@ -106,7 +106,7 @@ def test_a_signal_to_the_job_saves_once_for_all(scenes, tmp_path):
     output = job.communicate()[0]
     assert job.returncode != 0
     assert output.count("stopped by SIGTERM; the run so far is in") == 1
-    states = checkpoint.read(str(tmp_path / "last.pth"), "--resume")["training"]["random"]
+    states = checkpoint.read(str(tmp_path / "last.pth"))["training"]["random"]
     assert not torch.equal(states[0]["torch"], states[1]["torch"])  # dropout differs
     resumed = finish(torchrun(2, *training(scenes, tmp_path, "-b", 2, "--epochs", 2, "--resume", "auto")))
     assert "otherwise than it began: epochs" in resumed and "dropout" not in resumed

@@ -7,11 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import script
-from evaluation import arguments, evaluate, fused_stem, read_metrics, read_samples, write_wide_scenes
+from evaluations import arguments, evaluate, fused_stem, read_metrics, read_samples, write_wide_scenes
 from PIL import Image
 
 from utils import checkpoint
-from utils.results import file_stem, unique_names
+from utils.files import file_stem, unique_names
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def test_the_command_line_beats_the_checkpoint(trained, wide_scenes, tmp_path):
 
 
 def test_paths_stored_in_a_checkpoint_are_used_only_if_they_exist_here(trained, scenes, wide_scenes, tmp_path):
-    content = checkpoint.read(str(trained / "last.pth"), "--ckpt")
+    content = checkpoint.read(str(trained / "last.pth"))
     content["args"] = argparse.Namespace(**content["args"] | {"ck_bert": "/elsewhere", "bert_tokenizer": "/elsewhere",
                                                               "device": torch.device("cuda", 3)})
     torch.save(content, tmp_path / "last.pth")
@@ -182,7 +182,7 @@ def test_paths_stored_in_a_checkpoint_are_used_only_if_they_exist_here(trained, 
 
 
 def test_a_checkpoint_without_bert_says_so_loudly(trained, wide_scenes, tmp_path):
-    content = checkpoint.read(str(trained / "last.pth"), "--ckpt")
+    content = checkpoint.read(str(trained / "last.pth"))
     del content["bert_model"]
     torch.save(content, tmp_path / "last.pth")
     assert "WARNING" in evaluate(tmp_path, wide_scenes, tmp_path / "out").stdout

@@ -6,9 +6,9 @@ import pytest
 import torch
 from parity import FIGURES
 
+from evaluation.fusion_metrics import NAMES, FusionMeter, baselines, fusion_metrics, table
 from models import Output
 from utils.color import standardise
-from utils.fusion_metrics import NAMES, FusionMeter, baselines, fusion_metrics, table
 
 
 def lumas(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

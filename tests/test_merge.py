@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data import merge_parquet, merging
+from data import merge_parquet
+from data.prepare import merging
 from utils.errors import InputError, UsageError, run
 
 SCRIPT = Path(__file__).resolve().parent.parent / "data" / "merge_parquet.py"

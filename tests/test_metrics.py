@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from utils.metrics import pixel_counts, sample_iou, summarise
+from evaluation.metrics import pixel_counts, sample_iou, summarise
 
 
 def logits_of(masks: torch.Tensor) -> torch.Tensor:

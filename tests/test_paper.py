@@ -7,13 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from evaluation import evaluate, fused_stem, read_metrics, read_samples, write_wide_scenes
+from evaluations import evaluate, fused_stem, read_metrics, read_samples, write_wide_scenes
 from PIL import Image
 
 from bert import Tokenizer
 from data import MMRISDataset
-from data.lumas import WithLumas
-from utils.fusion_metrics import NAMES, baselines, fusion_metrics
+from evaluation.fusion_metrics import NAMES, baselines, fusion_metrics
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +70,7 @@ def test_an_infrared_image_of_another_size_is_measured_at_that_of_the_visible_on
     small.save(buffer := io.BytesIO(), "PNG")
     row["infrared_image"] = buffer.getvalue()
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
-    sample = WithLumas(MMRISDataset(str(tmp_path / "a.parquet"), Tokenizer(tiny_bert), 64, originals=True))[0]
+    sample = MMRISDataset(str(tmp_path / "a.parquet"), Tokenizer(tiny_bert), 64, originals=True, lumas=True)[0]
     visible, infrared = sample["lumas"]
     assert np.array_equal(visible, luma(io.BytesIO(row["visible_image"])))
     assert np.array_equal(infrared, np.asarray(small.convert("L").resize((64, 64), Image.Resampling.BILINEAR)))

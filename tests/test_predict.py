@@ -16,8 +16,7 @@ from bert import Tokenizer
 from data import MMRISDataset, collate
 from data.pictures import read_picture
 from predictor import Predictor
-from utils.draw import resize, to_image
-from utils.panel import panel
+from utils.draw import panel, resize, to_image
 
 LEFT, RIGHT = "the red disc on the left", "the red disc on the right"
 

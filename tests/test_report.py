@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from utils.report import histogram, panel, pick_samples, write_report
+from evaluation.report import histogram, panel, pick_samples, write_report
 
 METRICS = {
     "mIoU": 50.0, "oIoU": 40.0, "F1": 60.0, "precision@0.5": 51.0, "precision@0.9": 1.0, "num_samples": 9,

@@ -75,7 +75,7 @@ def record(folder: Path) -> list[dict]:
 def assert_same_outcome(one: Path, other: Path) -> None:
     assert record(one) == record(other)
     for name in ("last.pth", "model_best_lavt.pth"):
-        first, second = (checkpoint.read(str(folder / name), "--resume") for folder in (one, other))
+        first, second = (checkpoint.read(str(folder / name)) for folder in (one, other))
         for part in ("model", "prefusion_model", "bert_model"):
             assert all(torch.equal(tensor, second[part][key]) for key, tensor in first[part].items()), (name, part)
 
@@ -123,7 +123,7 @@ def test_everything_in_use_is_restored(scenes, tmp_path):
     train(scenes, parts, *flags, "--resume", "auto")
     assert_same_outcome(whole, parts)
     assert sorted(path.name for path in parts.glob("epoch_*.pth")) == ["epoch_000.pth", "epoch_001.pth"]
-    raw, averaged = (checkpoint.read(str(parts / "last.pth"), "--resume") for _ in range(2))
+    raw, averaged = (checkpoint.read(str(parts / "last.pth")) for _ in range(2))
     assert not torch.equal(raw["training"]["weights"]["prefusion_model"]["net.outc.weight"],
                            averaged["prefusion_model"]["net.outc.weight"])
 

@@ -17,8 +17,18 @@ from transformers import BertModel
 
 from bert import Tokenizer
 from bert.tiny import write_tiny_bert
-from data import MMRISDataset, scenes, synthetic
-from data.scenes import COLOURS, PLACES, SHAPES, TEMPERATURES, draw_infrared, draw_mask, draw_visible, make_scene
+from data import MMRISDataset, synthetic
+from data.prepare import scenes
+from data.prepare.scenes import (
+    COLOURS,
+    PLACES,
+    SHAPES,
+    TEMPERATURES,
+    draw_infrared,
+    draw_mask,
+    draw_visible,
+    make_scene,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--train", "40", "--val", "12", "--test", "12", "--size", "64"]

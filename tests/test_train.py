@@ -89,7 +89,7 @@ def test_pictures_of_the_first_validation_samples_and_curves_are_left(trained):
 def test_a_seed_gives_the_same_weights_with_and_without_workers(scenes, tmp_path):
     for name, workers, seed in (("a", 0, 5), ("b", 2, 5), ("c", 0, 6)):
         train(scenes, tmp_path / name, "--epochs", 1, "-j", workers, "--seed", seed, "--eval_vis_dir", "")
-    a, b, c = (checkpoint.read(str(tmp_path / name / "last.pth"), "--ckpt")["model"] for name in "abc")
+    a, b, c = (checkpoint.read(str(tmp_path / name / "last.pth"))["model"] for name in "abc")
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert not all(torch.equal(a[key], c[key]) for key in a)
 
@@ -124,21 +124,21 @@ def test_the_fuser_alone_needs_no_masks_and_can_start_a_joint_run(scenes, tmp_pa
     epochs = epochs_of(folder)
     assert epochs[2]["val_fusion"] < epochs[0]["val_fusion"] and "mIoU" not in epochs[0] and "seg" not in epochs[0]
     assert Image.open(folder / "curves.png").width > 300 and (folder / "eval_vis" / "epoch_002.png").exists()
-    fuser = checkpoint.read(str(folder / "model_best_lavt.pth"), "--ck_prefusion")
+    fuser = checkpoint.read(str(folder / "model_best_lavt.pth"))
     assert "model" not in fuser
     joint = train(scenes, tmp_path / "joint", "--epochs", 1, "--lr_pf", 0, "--wd_pf", 0, "--ck_prefusion",
                   folder / "model_best_lavt.pth", "--eval_vis_dir", "")
     assert "→ fuser: " in joint.stdout
-    result = checkpoint.read(str(tmp_path / "joint" / "last.pth"), "--ckpt")
+    result = checkpoint.read(str(tmp_path / "joint" / "last.pth"))
     assert torch.equal(result["prefusion_model"]["net.outc.weight"], fuser["prefusion_model"]["net.outc.weight"])
 
 
 def test_frozen_networks_keep_their_weights(trained, scenes, tmp_path):
-    start = lavt_one(checkpoint.read(str(trained / "last.pth"), "--ckpt"), tmp_path)
+    start = lavt_one(checkpoint.read(str(trained / "last.pth")), tmp_path)
     train(scenes, tmp_path, "--epochs", 1, "--init_from_lavt_one", start, "--freeze_bert", "--freeze_backbone",
           "--eval_vis_dir", "")
-    tensors = checkpoint.read(start, "--init_from_lavt_one")["model"]
-    end = checkpoint.read(str(tmp_path / "last.pth"), "--ckpt")
+    tensors = checkpoint.read(start)["model"]
+    end = checkpoint.read(str(tmp_path / "last.pth"))
     assert all(torch.equal(tensor, tensors[key]) for key, tensor in end["model"].items() if key.startswith("backbone"))
     assert all(torch.equal(tensor, tensors[f"text_encoder.{key}"]) for key, tensor in end["bert_model"].items())
 
@@ -162,23 +162,23 @@ def test_every_option_of_the_optimization_is_taken(scenes, tmp_path):
     result = train(scenes, tmp_path, "--epochs", 1, "--seg_loss", "dice", "--amsgrad", "--grad_clip", 0.1,
                    "--fusion_drop", 0.2, "--channels-last", "--mha", "1-2-4-8", "--window12", "--model_id", "try",
                    "--print-freq", 1, "--pin_mem", "--eval_vis_dir", "", "--wd_seg", 0.3, "--wd_pf", 0.2)
-    content = checkpoint.read(str(tmp_path / "model_best_try.pth"), "--ckpt")
+    content = checkpoint.read(str(tmp_path / "model_best_try.pth"))
     assert "1 of 1 epoch done; best overall IoU" in result.stdout
     assert len(content["model"]["backbone.layers.0.blocks.0.attn.relative_position_bias_table"]) == 23 ** 2
     assert content["args"]["mha"] == "1-2-4-8"
-    groups = checkpoint.read(str(tmp_path / "last.pth"), "--resume")["training"]["optimizer"]["param_groups"]
+    groups = checkpoint.read(str(tmp_path / "last.pth"))["training"]["optimizer"]["param_groups"]
     assert [group["weight_decay"] for group in groups] == [0.3, 0.2]
     assert not (tmp_path / "eval_vis").exists()
 
 
 def test_rates_decay_and_weights_decay_are_those_of_each_network(trained, scenes, tmp_path):
     """With both learning rates of one network at 0, only the other one moves."""
-    start = checkpoint.read(str(trained / "last.pth"), "--ckpt")
+    start = checkpoint.read(str(trained / "last.pth"))
     for frozen, moving, flag in (("prefusion_model", "model", "--lr_pf"), ("model", "prefusion_model", "--lr_seg")):
         folder = tmp_path / frozen
         train(scenes, folder, "--epochs", 1, flag, 0, "--ck_prefusion", trained / "last.pth",
               "--init_from_lavt_one", lavt_one(start, tmp_path), "--load_lavt_head", "--eval_vis_dir", "")
-        end = checkpoint.read(str(folder / "last.pth"), "--ckpt")
+        end = checkpoint.read(str(folder / "last.pth"))
         weights = [key for key in start[frozen] if key.endswith("weight") and start[frozen][key].dim() > 1]
         assert all(torch.equal(start[frozen][key], end[frozen][key]) for key in weights)
         assert not any(torch.equal(start[moving][key], end[moving][key])
@@ -200,8 +200,8 @@ def test_starting_anew_in_a_folder_keeps_the_earlier_run(scenes, tmp_path):
     assert len(list((tmp_path / "eval_vis" / "earlier_run_1").iterdir())) == 2
     assert (len(epochs_of(tmp_path)), len(epochs_of(tmp_path / "earlier_run_1"))) == (1, 2)
     for name in ("last.pth", "model_best_lavt.pth"):
-        assert checkpoint.read(str(tmp_path / name), "--ckpt")["args"]["seed"] == 2
-        assert checkpoint.read(str(tmp_path / "earlier_run_1" / name), "--ckpt")["args"]["seed"] == 1
+        assert checkpoint.read(str(tmp_path / name))["args"]["seed"] == 2
+        assert checkpoint.read(str(tmp_path / "earlier_run_1" / name))["args"]["seed"] == 1
 
 
 @pytest.mark.parametrize(("flags", "code", "message"), [

@@ -74,7 +74,7 @@ def test_a_vocabulary_without_both_words_says_so(words, tmp_path):
 
 
 def test_a_mirrored_question_gets_the_mirrored_answer(trained, tiny_bert):
-    content = checkpoint.read(str(trained / "last.pth"), "--ckpt")
+    content = checkpoint.read(str(trained / "last.pth"))
     tokenizer = Tokenizer(tiny_bert)
     model = Inference(build_from_checkpoint(content, "last.pth", tiny_bert, ""), True, left_right_ids(tokenizer))
     vis, ir = torch.randn(2, 1, 3, 64, 64, generator=torch.Generator().manual_seed(1))

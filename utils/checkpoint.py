@@ -9,40 +9,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import foreign
 from .errors import InputError, UsageError
 from .files import replacing
+from .text import counted
 
 log = logging.getLogger(__name__)
 
 PARTS = {"model": "segmenter", "prefusion_model": "fuser", "bert_model": "text_encoder"}  # by key in the file
 
 
-def read(path: str, flag: str) -> dict:
+def read(path: str) -> dict:
     """Load a file that PyTorch saved, on the CPU and without running any code in it.
 
-    Besides tensors and plain values only `argparse.Namespace` is admitted, which the released checkpoint holds.
+    Besides tensors and plain values only what `foreign.admitted` lists is read. State dicts are given in the form that
+    our networks expect, see `foreign.normalise`.
 
     Args:
         path: the file.
-        flag: the command-line flag that named it, for the messages.
     Raises:
         UsageError: there is no such file.
         InputError: it is damaged, holds anything else, or is no dict.
     """
     if not os.path.isfile(path):
-        raise UsageError(f"{flag}: there is no file {path!r}; README.md, \"Data and weights\", says where to get it")
+        raise UsageError(f"there is no file {path!r}; README.md, \"Data and weights\", says where to get it")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with foreign.admitted():
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError as error:
+        raise InputError(f"{path} {error}") from error
     except Exception as error:  # a damaged file can fail anywhere in PyTorch's reader
         if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"GLOBAL ([\w.]+)", str(error))):
-            raise InputError(f"{flag}: {path} holds more than weights and plain values, namely {found[1]}; "
+            raise InputError(f"{path} holds more than weights and plain values, namely {found[1]}; "
                              "it was not opened, since loading that could run code") from error
         reason = f" ({error.strerror})" if isinstance(error, OSError) else ""
-        raise InputError(f"{flag}: {path} cannot be read{reason}; it is damaged or was not saved by PyTorch") from error
+        raise InputError(f"{path} cannot be read{reason}; it is damaged or was not saved by PyTorch") from error
     if not isinstance(content, dict):
-        raise InputError(f"{flag}: {path} holds a {type(content).__name__}, not a dict of weights")
-    return content
+        raise InputError(f"{path} holds a {type(content).__name__}, not a dict of weights")
+    return foreign.normalise(content, path)
 
 
 def save(content: dict, path: str) -> None:
@@ -83,28 +87,43 @@ def load_parts(model: nn.Module, content: dict, path: str) -> None:
         InputError: one is absent or does not fit.
     """
     if model.segmenter is not None and "model" not in content and "prefusion_model" in content:
-        raise InputError(f"--resume: {path} holds a fuser without LAVT, as --train_fuser_only leaves it; set that "
-                         "flag, or start a joint run from it with --ck_prefusion")
+        raise InputError(f"{path} holds a fuser without LAVT, as training the fuser alone leaves it; train the "
+                         "fuser alone again, or start a joint run from its fuser")
     for key, name in PARTS.items():
         if getattr(model, name) is not None:
-            load_strictly(getattr(model, name), _part(content, key, path, "--resume"), f"--resume: {key!r} in {path}")
+            load_strictly(getattr(model, name), _part(content, key, path), f"{key!r} in {path}")
 
 
 def stored_args(content: dict) -> dict:
-    """The `args` of a checkpoint as a dict: a Namespace in the released one, a dict in ours, empty if it has none."""
+    """The plain values in the `args` of a checkpoint by flag, a Namespace in the released one, a dict in ours.
+
+    What is no number, text, truth value, None or a list of them, such as a device, is left out.
+    """
     args = content.get("args")
     if isinstance(args, argparse.Namespace):
-        return vars(args)
-    return args if isinstance(args, dict) else {}
+        args = vars(args)
+    if not isinstance(args, dict):
+        return {}
+    plain = (bool, int, float, str, type(None))
+    return {name: value for name, value in args.items() if isinstance(value, plain) or (
+        isinstance(value, list | tuple) and all(isinstance(item, plain) for item in value))}
 
 
 def load_strictly(module: nn.Module, tensors: dict, source: str) -> None:
     """Fill all of `module` from `tensors`, key by key.
 
+    Swin's `relative_position_index`, which follows from the window size, may be absent.
+
     Raises:
         InputError: a key is absent, unknown or of another shape; `source` says in the message what was being loaded.
     """
     expected = module.state_dict()
+    derived = {key: value for key, value in expected.items()
+               if key.endswith("relative_position_index") and key not in tensors}
+    if derived:
+        log.info("%s: relative_position_index is absent in %s and was computed from the window size", source,
+                 counted(len(derived), "block"))
+        tensors = tensors | derived
     unlike = [key for key in expected if key not in tensors or tensors[key].shape != expected[key].shape]
     unknown = [key for key in tensors if key not in expected]
     if unlike:
@@ -156,8 +175,7 @@ def load_swin_weights(backbone: nn.Module, path: str) -> None:
     Raises:
         UsageError, InputError: as `read`; also when the file is of another kind or nothing in it fits.
     """
-    flag = "--pretrained_swin_weights"
-    load_matching(backbone, _part(read(path, flag), "model", path, flag), f"{path} → backbone")
+    load_matching(backbone, _part(read(path), "model", path), f"{path} → backbone")
 
 
 def load_lavt_one(model: nn.Module, path: str, with_head: bool) -> None:
@@ -166,8 +184,7 @@ def load_lavt_one(model: nn.Module, path: str, with_head: bool) -> None:
     Raises:
         UsageError, InputError: as `read`; also when the file is of another kind or nothing in a part of it fits.
     """
-    flag = "--init_from_lavt_one"
-    tensors = _part(read(path, flag), "model", path, flag)
+    tensors = _part(read(path), "model", path)
     parts = {} if model.segmenter is None else {"backbone": model.segmenter.backbone}
     parts["text_encoder"] = model.text_encoder
     if with_head:
@@ -184,13 +201,13 @@ def load_fuser(fuser: nn.Module, path: str) -> None:
     Raises:
         UsageError, InputError: as `read`; also when the file's fuser is not of this width.
     """
-    content = read(path, "--ck_prefusion")
+    content = read(path)
     tensors = content.get("prefusion_model", content)
-    load_strictly(fuser, tensors, f"--ck_prefusion: the fuser in {path}")
+    load_strictly(fuser, tensors, f"the fuser in {path}")
     log.info("%s → fuser: %d tensors taken, 0 resized, 0 skipped", path, len(tensors))
 
 
-def _part(content: dict, key: str, path: str, flag: str) -> dict:
+def _part(content: dict, key: str, path: str) -> dict:
     if not isinstance(content.get(key), dict):
-        raise InputError(f"{flag}: {path} has no {key!r} entry; its keys are {', '.join(map(str, list(content)[:5]))}")
+        raise InputError(f"{path} has no {key!r} entry; its keys are {', '.join(map(str, list(content)[:5]))}")
     return content[key]

@@ -1,6 +1,5 @@
 """The one place that knows kinds of devices: Ascend NPU, CUDA GPU, CPU."""
 import contextlib
-import ctypes
 import importlib.util
 import logging
 import random
@@ -26,29 +25,29 @@ def select_device(name: str, local_rank: int | None = None) -> torch.device:
         local_rank: this process's number among those of the job on this machine, if there are several: picks one
             device for each.
     Raises:
-        UsageError: the name is none of these, or there is no such device here.
+        UsageError: the name is none of these, or there is no such device here; its `argument` is `device`.
     """
     if name == "auto":
         name = "npu" if _count("npu") else "cuda" if _count("cuda") else "cpu"
     kind, _, index = name.partition(":")
     if kind not in ("cuda", "npu", "cpu") or (":" in name and not index.isdecimal()):
-        raise UsageError(f"--device: {name!r} is none of auto, cuda, npu and cpu, nor one with an index as in cuda:1")
+        raise UsageError(f"{name!r} is none of auto, cuda, npu and cpu, nor one with an index as in cuda:1", "device")
     count = _count(kind)
     if not count:
         needs = {"cuda": "an NVIDIA GPU with its driver and a CUDA build of PyTorch",
                  "npu": "an Ascend NPU, the CPU build of PyTorch and torch_npu of the same version"}
-        raise UsageError(f"--device {name}: none is available here; it needs {needs[kind]}")
+        raise UsageError(f"{name}: none is available here; it needs {needs[kind]}", "device")
     if index and int(index) >= count:
-        raise UsageError(f"--device {name}: there are {count} here, numbered from 0")
+        raise UsageError(f"{name}: there are {count} here, numbered from 0", "device")
     if kind == "cpu" or local_rank is None:
         device = torch.device(name)
     else:
         if index:
-            raise UsageError(f"--device {name}: with several processes each takes a device of its own; "
-                             f"leave out the index (CUDA_VISIBLE_DEVICES picks among them)")
+            raise UsageError(f"{name}: with several processes each takes a device of its own; leave out the index "
+                             f"(CUDA_VISIBLE_DEVICES picks among them)", "device")
         if local_rank >= count:
-            raise UsageError(f"--device {name}: process {local_rank} of this machine finds {count} devices; "
-                             f"start at most {count} processes, as in --nproc_per_node={count}")
+            raise UsageError(f"{name}: process {local_rank} of this machine finds {count} devices; "
+                             f"start at most {count} processes, as in --nproc_per_node={count}", "device")
         device = torch.device(kind, local_rank)
     if device.index is not None:
         torch.get_device_module(kind).set_device(device)
@@ -144,35 +143,6 @@ def warn_if_slow(device: torch.device, dtype: torch.dtype | None) -> None:
     if is_slow(device, dtype):
         log.warning("WARNING: this CPU has no instructions for %s and takes many times longer than in float32; leave "
                     "out --amp", str(dtype).removeprefix("torch."))
-
-
-def keep_freed_memory(device: torch.device) -> None:
-    """Have this process keep the memory of freed tensors for the next ones: less time; on the CPU alone.
-
-    Left to itself, glibc gives blocks above 32 MB back to the system, which maps and clears them anew each time.
-    """
-    _tell_glibc(device, ("mallopt", M_MMAP_THRESHOLD, 2**30), ("mallopt", M_TRIM_THRESHOLD, 2**31 - 1))
-
-
-def return_freed_memory(device: torch.device) -> None:
-    """Have freed tensors of 1 MB and more given back to the system at once: less memory, more time; on the CPU alone.
-
-    What lies free by now is given back, too.
-
-    Left to itself, glibc keeps freed blocks of up to 32 MB for later, between which others do not fit.
-    """
-    _tell_glibc(device, ("mallopt", M_MMAP_THRESHOLD, 2**20), ("malloc_trim", 0))
-
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-
-
-def _tell_glibc(device: torch.device, *calls: tuple) -> None:
-    """Call its functions, each a name and inputs, where tensors lie in its memory."""
-    if device.type == "cpu":
-        with contextlib.suppress(OSError, AttributeError):  # not glibc
-            for function, *inputs in calls:
-                getattr(ctypes.CDLL(None), function)(*inputs)
 
 
 def allow_tf32(device: torch.device) -> None:

@@ -1,5 +1,6 @@
 """Several processes that train together, started by torchrun or Slurm; every function also serves a lone process."""
 import contextlib
+import logging
 import os
 import sys
 from datetime import timedelta
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from . import device as devices
 from .errors import InputError, UsageError
+from .workers import end_workers
 
 
 def local_rank() -> int | None:
@@ -116,6 +118,28 @@ def share_buffers(model: nn.Module) -> None:
 def wait_for_all() -> None:
     """Return when all processes have come here."""
     largest(0)
+
+
+@contextlib.contextmanager
+def job(device: torch.device, timeout_minutes: float):
+    """A context for a script's work as this process of one or several; ends processes of a job that has succeeded.
+
+    Logging goes to standard output, from the main process alone but for errors.
+
+    Args:
+        device: of this process.
+        timeout_minutes: how long an operation may wait for the other processes.
+    Raises:
+        UsageError, InputError: as `start` and `peers_watched`.
+    """
+    start(device, timeout_minutes)
+    logging.basicConfig(level=logging.INFO if rank() == 0 else logging.ERROR, format="%(message)s", stream=sys.stdout)
+    try:
+        with peers_watched(timeout_minutes):
+            yield
+    finally:
+        end_workers()
+    stop()
 
 
 @contextlib.contextmanager

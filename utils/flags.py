@@ -2,6 +2,7 @@
 import argparse
 import math
 import os
+import re
 import sys
 
 from .errors import UsageError
@@ -54,6 +55,13 @@ def image_size(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{value} is too small: at 32 px and below the last Swin stage is a single "
                                          "position, on which InstanceNorm cannot work; take 33 or more")
     return value
+
+
+def heads_by_stage(text: str) -> str:
+    """An argparse type: attention heads of the four stages as in `4-4-4-4`, or nothing; the text itself is kept."""
+    if text and not re.fullmatch(r"[1-9]\d*(-[1-9]\d*){3}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not four numbers of heads, as in 4-4-4-4")
+    return text
 
 
 def thresholds(text: str) -> tuple[float, ...]:
@@ -133,7 +141,7 @@ def make_folder(path: str, flag: str) -> None:
 
 
 def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that `resolve` completes from a checkpoint."""
+    """Add the flags that default to what a checkpoint says; absent from the result unless given."""
     stored = "default: what the checkpoint says, else"
     parser.add_argument("--bert_tokenizer", default=argparse.SUPPRESS,
                         help=f"folder with BERT's vocabulary ({stored} {BERT})")
@@ -142,27 +150,5 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
                              f"({stored} {BERT})")
     parser.add_argument("--img_size", type=image_size, default=argparse.SUPPRESS,
                         help=f"side of the square images that the networks see, pixels ({stored} 480)")
-    parser.add_argument("--mha", default=argparse.SUPPRESS, help=f"heads of PWAM by stage ({stored} one each)")
-
-
-def resolve(args: argparse.Namespace, stored: dict) -> None:
-    """Complete `args`: the command line first, then what the checkpoint stored if it can be used here, then defaults.
-
-    Args:
-        args: lacks those of `bert_tokenizer`, `ck_bert`, `img_size` and `mha` that were not given.
-        stored: what the checkpoint says, of `utils.checkpoint.stored_args`.
-    Raises:
-        UsageError: a folder is nowhere to be found.
-    """
-    for name in ("bert_tokenizer", "ck_bert"):
-        if not hasattr(args, name):
-            path = stored.get(name)
-            setattr(args, name, path if isinstance(path, str) and os.path.isdir(path) else BERT)
-            if not os.path.isdir(getattr(args, name)):
-                raise UsageError(f"--{name}: neither the folder that the checkpoint names, {path!r}, nor the default, "
-                                 f"{BERT!r}, is here; pass the flag")
-    if not hasattr(args, "img_size"):
-        args.img_size = stored.get("img_size") or 480
-    if not hasattr(args, "mha"):
-        args.mha = stored.get("mha") or ""
-    require_existing(args, "bert_tokenizer", "ck_bert")
+    parser.add_argument("--mha", type=heads_by_stage, default=argparse.SUPPRESS,
+                        help=f"heads of PWAM by stage ({stored} one each)")

@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 from torchmetrics.functional.image import structural_similarity_index_measure, visual_information_fidelity
 
-from .draw import resize, to_image
+from utils import distributed
+from utils.draw import resize, to_image
+
 from .metrics import defined
 from .results import encode_jpeg
 
@@ -92,6 +94,10 @@ class FusionMeter:
             self._pair = pair
             self._baselines = [fusion_metrics(image, *pair) for image in baselines(*pair).values()]
         return self._baselines
+
+    def gather(self) -> None:
+        """Join what all processes have measured."""
+        self.values = distributed.total(self.values)
 
     def columns(self) -> dict[str, torch.Tensor]:
         """The fused image's metrics, (N,) each."""

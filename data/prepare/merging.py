@@ -14,8 +14,8 @@ from utils.files import replacing
 from utils.progress import progress_bar
 from utils.text import counted
 
-from .columns import IMAGES
-from .parquet_rows import ROWS_PER_GROUP, first_line, open_parquet
+from ..columns import IMAGES
+from ..parquet_rows import ROWS_PER_GROUP, first_line, open_parquet
 from .splitting import split_by_image
 
 NAME = "image_name"

@@ -1,63 +1,19 @@
-"""Results on disk: what an evaluation leaves for each sample, and room for it beside what an earlier run left."""
+"""What an evaluation leaves on disk: pictures and a line of numbers for each sample."""
 import io
 import json
-import logging
 import os
-import re
-from collections import Counter
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
 
-from .draw import overlay, resize, to_image
+from utils.draw import overlay, resize, to_image
+from utils.files import file_stem, unique_names
+
 from .metrics import sample_iou, usable_rows
 
-log = logging.getLogger(__name__)
-
 FOLDERS = {"none": (), "masks": ("Binary",), "all": ("fusion", "Binary", "Overlay", "GT")}
-LONGEST_NAME = 200  # bytes; file systems end at 255
-
-
-def set_aside(folder: str, pattern: str) -> None:
-    """Move what an earlier run left in `folder` to a subfolder of it, so that neither is lost and none is mixed.
-
-    Args:
-        pattern: regular expression; files and folders whose whole name matches are moved.
-    """
-    left = [name for name in os.listdir(folder) if re.fullmatch(pattern, name)]
-    if not left:
-        return
-    number = 1
-    while os.path.exists(aside := os.path.join(folder, f"earlier_run_{number}")):
-        number += 1
-    os.mkdir(aside)
-    for name in left:
-        os.rename(os.path.join(folder, name), os.path.join(aside, name))
-    log.info("%s held results of an earlier run, which are now in %s", folder, aside)
-
-
-def file_stem(name: str) -> str:
-    """`name` as a plain file name: whatever the data say, no path. Separators and control characters become _."""
-    stem = re.sub(r"[/\\\x00-\x1f\x7f]", "_", name).lstrip(".")  # no hidden files
-    stem = stem.encode("utf-8", "replace")[:LONGEST_NAME].decode("utf-8", "ignore")
-    return stem or "_"
-
-
-def unique_names(stems: list[str], indices: list[int]) -> list[str]:
-    """The stems, with `_{index}` behind those that occur more than once; no two alike, even in letter case."""
-    occurrences = Counter(stem.casefold() for stem in stems)  # some file systems take A.jpg and a.jpg for the same
-    used = {stem for stem, count in occurrences.items() if count == 1}
-    names = []
-    for stem, index in zip(stems, indices, strict=True):
-        name = stem
-        if occurrences[stem.casefold()] > 1:
-            while (name := f"{name}_{index}").casefold() in used:
-                pass
-            used.add(name.casefold())
-        names.append(name)
-    return names
 
 
 def encode_jpeg(image: np.ndarray) -> bytes:

@@ -1,7 +1,9 @@
 """Does the text steer the fusion? The same model with the true sentence, that of another sample, and an empty one."""
 import torch
 
-from .color import destandardise
+from utils import distributed
+from utils.color import destandardise
+
 from .metrics import defined, pixel_counts, summarise
 
 SENTENCES = ("true", "swapped", "empty")
@@ -36,6 +38,10 @@ class TextAblation:
             other = self.predict(batch, others)
             self.counts[rows, which] = pixel_counts(other.logits, target).cpu()
             self.change[rows, which] = change(output.fused, other.fused, batch["target"])
+
+    def gather(self) -> None:
+        """Join what all processes have collected."""
+        self.counts, self.change = distributed.total(self.counts), distributed.total(self.change)
 
     def summary(self, counts: torch.Tensor, rows: torch.Tensor) -> dict[str, dict[str, float | None]]:
         """What `metrics.json` holds.

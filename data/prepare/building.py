@@ -15,10 +15,10 @@ from utils.files import replacing
 from utils.progress import progress_bar
 from utils.text import counted
 
+from ..columns import SCHEMA
+from ..decode import decode_image
+from ..parquet_rows import ROWS_PER_GROUP
 from .annotations import Entry, Folder, mask_from_file, mask_from_polygon, mask_from_rle, read_table
-from .columns import SCHEMA
-from .decode import decode_image
-from .parquet_rows import ROWS_PER_GROUP
 from .row_checks import marked_as_turned
 from .splitting import split_by_image
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from .columns import IMAGES, MASK, NO_WORDS, NULL
-from .decode import decode_image, decode_mask
+from ..columns import IMAGES, MASK, NO_WORDS, NULL
+from ..decode import decode_image, decode_mask
 
 ERROR, WARNING = "error", "warning"  # a row that cannot be used; one to look at
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright

@@ -1,10 +1,10 @@
 """All that a run needs besides its weights in order to go on as if nothing had happened."""
 import torch
 
-from . import distributed
-from .device import random_state, set_random_state
-from .errors import InputError
-from .text import counted
+from utils import distributed
+from utils.device import random_state, set_random_state
+from utils.errors import InputError
+from utils.text import counted
 
 # May differ when a run goes on: where it computes and what it writes, not what it computes.
 FREE = {"resume", "workers", "pin_mem", "device", "print_freq", "output_dir", "eval_vis_dir", "model_id", "keep",
@@ -32,7 +32,7 @@ def unpack(content: dict, path: str) -> dict:
     """
     state = content.get("training")
     if not isinstance(state, dict) or not {"progress", "optimizer", "scaler", "random", "rows"} <= state.keys():
-        raise InputError(f"--resume: {path} holds weights but no state of a training run, as last.pth does; to start a "
+        raise InputError(f"{path} holds weights but no state of a training run, as last.pth does; to start a "
                          "new run from them, name it with --ck_prefusion for its fuser")
     return state
 
@@ -51,7 +51,7 @@ def restore_optimizer(optimizer, state: dict, path: str) -> None:
             raise ValueError
         optimizer.load_state_dict(state)
     except ValueError as error:
-        raise InputError(f"--resume: the optimizer in {path} trained other parameters; --amsgrad and the flags that "
+        raise InputError(f"the optimizer in {path} trained other parameters; --amsgrad and the flags that "
                          "freeze parts must be as in that run") from error
     for group, option in zip(optimizer.param_groups, options, strict=True):
         group.update(option)
@@ -66,7 +66,7 @@ def restore_random(states: list[dict], device: torch.device) -> list[str]:
             "draws other numbers"]
 
 
-def differences(then: dict, now: dict, rows_then: int, rows_now: int) -> list[str]:
+def changed_settings(then: dict, now: dict, rows_then: int, rows_now: int) -> list[str]:
     """What of the command line and the data is not as it was, in words; flags in FREE are not looked at."""
     changes = [f"{name} is {value!r}, it was {then[name]!r}" for name, value in now.items()
                if name not in FREE and name in then and then[name] != value]

@@ -12,8 +12,8 @@ import pyarrow as pa
 from utils.errors import InputError
 from utils.progress import progress_bar
 
-from .columns import IMAGES, MASK, TEXT
-from .parquet_rows import find_parquet, first_line, open_parquet
+from ..columns import IMAGES, MASK, TEXT
+from ..parquet_rows import find_parquet, first_line, open_parquet
 from .row_checks import ERROR, WARNING, Facts, Problem, check_row
 
 BYTES = (*IMAGES, MASK)

@@ -7,7 +7,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from .draw import PANELS, resize
+from utils.draw import PANELS, resize
 
 LONGEST_SIDE = 360  # of a picture, pixels
 LONGEST_SENTENCE = 300  # characters

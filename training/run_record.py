@@ -8,10 +8,10 @@ import subprocess
 
 from PIL import Image
 
-from . import checkpoint
-from .errors import InputError
-from .files import replacing
-from .plot_log import plot
+from utils import checkpoint
+from utils.errors import InputError
+from utils.files import replacing
+from utils.plot_log import plot
 
 log = logging.getLogger(__name__)
 

@@ -1,9 +1,8 @@
 """When to save between epochs, and what to do when somebody asks the run to stop."""
-import multiprocessing
 import signal
 import time
 
-from . import distributed
+from utils import distributed
 
 NOTHING, SAVE, STOP = 0, 1, 2
 
@@ -63,16 +62,3 @@ class Autosave:
     def stop(self) -> None:
         """Raise Stopped; where only another process had a signal, that counts as SIGTERM."""
         raise Stopped(self.signal or signal.SIGTERM)
-
-
-def end_workers() -> None:
-    """Kill the processes that load data, if an error has left any; they ignore the signal that Python would send."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would take their end for another error
-    for process in multiprocessing.active_children():
-        process.kill()
-
-
-def leave_signals_to_the_parent(_worker: int = 0) -> None:
-    """For a DataLoader's workers: the scheduler signals them too, but they must serve until the step is done."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco
 
-from .decode import decode_image, decode_mask
+from ..decode import decode_image, decode_mask
 
 NEEDED = ("image", "expression")
 SHAPES = ("mask", "polygon", "rle")  # an entry has one of these, or a file in the folder of masks
