@@ -10,9 +10,6 @@ from evaluation.inference import Inference
 from models import build_model
 from models.fast import prepare_for_inference
 from models.fast.winograd import WinogradConv
-from models.fuser import PixelWordAttention
-from models.pwam import SpatialImageLanguageAttention
-from models.swin import SwinBlock
 
 CPU = torch.device("cpu")
 INPUTS = ("vis", "ir", "input_ids", "attention_mask")

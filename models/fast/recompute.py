@@ -46,7 +46,7 @@ def checkpoint_activations(model: nn.Module) -> None:
 
 
 def _install(module: nn.Module, kept: dict[type, list], at_least: int) -> None:
-    """Switch the outermost modules of the kinds in `kept` to recomputation, which keeps the results of these operations."""
+    """Switch the outermost modules of the kinds in `kept` to recomputation that keeps the results of its operations."""
     if type(module) in kept:
         module.kept_operations, module.recompute_at_least = kept[type(module)], at_least
         module.__class__ = _recomputed(type(module))
