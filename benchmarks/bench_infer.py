@@ -1,20 +1,18 @@
-"""How fast images are fused and segmented, beside the straightforward way.
+"""How fast images are fused and segmented, beside the plain model.
 
     python benchmarks/bench_infer.py [--shape readme|demo] [-b N] [--device cpu] [--profile DIR] [--out FILE.json]
     python benchmarks/bench_infer.py --ckpt CHECKPOINT --parquet FILE     # how far --amp moves a trained model's masks
 
-The ways build on each other up to `default`, which is what test.py and predict.py do; then come flags of test.py. Each
-is measured in turn with the baseline (straightforward.py) and a matrix product, in processes of their own.
+Each way adds one part of models/fast to the way before, up to `default`, which is what test.py and predict.py do; then
+come flags of test.py. Each is measured in turn with the baseline, the model as build_model gives it, and a matrix
+product, in processes of their own.
 """
 import argparse
-import contextlib
 import json
-import math
 import os
 import statistics
 import subprocess
 import sys
-from unittest import mock
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # when run as a script
 
@@ -35,16 +33,24 @@ from measure import (
     timed,
 )
 from parts import PartClock, parts_apart, print_parts, report_parts, write_profile
-from straightforward import straightforwardly
 
-from models import inference
-from utils.device import compile_mode, keep_freed_memory
+from evaluation.inference import Inference, open_checkpoint
+from models.fast import keep_freed_memory, prepare_for_inference
+from models.fast.inference import fold_batch_norm, keep_masks, use_pointwise_linear, use_winograd
+from utils.device import compile_mode
 from utils.errors import run
 from utils.flags import ArgumentParser, at_least
 
-BASELINE = "straightforward"
-WAYS = [BASELINE, "pixels gathered, fused attention", "and batch norm folded, masks kept",
-        "and NHWC, linear layers as 1×1 convolutions", "and wide convolutions by Winograd", "default"]
+BASELINE = "plain"
+STEPS = {  # each is applied to the model after those before it
+    BASELINE: lambda model: model,
+    "batch norm folded": fold_batch_norm,
+    "and attention masks kept": keep_masks,
+    "and NHWC": lambda model: model.to(memory_format=torch.channels_last),
+    "and linear layers as 1×1 convolutions": use_pointwise_linear,
+    "and wide convolutions by Winograd": use_winograd,
+}
+WAYS = [*STEPS, "default"]  # which keeps freed memory, too
 COMPILED = ["torchcompile", "amp+torchcompile"]
 
 
@@ -52,23 +58,21 @@ class Way:
     """A model as one of the ways has it run, and a batch for it."""
 
     def __init__(self, name: str, args: argparse.Namespace, device: torch.device):
-        self.model = make_model(args.shape, device).eval()
+        self.model = make_model(args.shape, device).eval().requires_grad_(False)
         amp_dtype, compiled = (torch.bfloat16 if "amp" in name else None), "compile" in name
-        step = WAYS.index(name) if name in WAYS else len(WAYS)
-        if step >= 2:
-            with (mock.patch.object(inference, "has_onednn", lambda device: False) if step < 3
-                  else mock.patch.object(inference, "WIDE", math.inf) if step < 4 else contextlib.nullcontext()):
-                inference.prepare_for_inference(self.model, device, amp_dtype, compiled)
-        if step >= 5:
+        if name in STEPS:
+            for install in list(STEPS.values())[:list(STEPS).index(name) + 1]:
+                install(self.model)
+        else:
+            prepare_for_inference(self.model, device, amp_dtype, compiled)
             keep_freed_memory(device)
-        self.caller = inference.Inference(self.model, amp_dtype=amp_dtype,
-                                          compile_mode=compile_mode(device) if compiled else None)
-        self.context = straightforwardly if name == BASELINE else contextlib.nullcontext
+        self.caller = Inference(self.model, amp_dtype=amp_dtype,
+                                compile_mode=compile_mode(device) if compiled else None)
         batch = make_batch(args.batch_size, args.img_size, device)
         self.inputs = [batch[key] for key in ("vis", "ir", "input_ids", "attention_mask")]
 
     def run(self, times: int = 1) -> None:
-        with torch.inference_mode(), self.context():
+        with torch.inference_mode():
             for _ in range(times):
                 self.caller(*self.inputs)
 
@@ -92,27 +96,17 @@ def sentences(args: argparse.Namespace, device: torch.device) -> dict[str, float
 
 def agreement(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
     """IoU of the masks with --amp and without, over the first rows of a parquet file."""
-    from bert import Tokenizer
     from data import MMRISDataset, collate
-    from models import build_from_checkpoint
-    from utils import checkpoint
-    from utils.flags import resolve
 
-    content = checkpoint.read(args.ckpt)
-    stored = argparse.Namespace()
-    resolve(stored, checkpoint.stored_args(content))
-    callers = []
-    for dtype in (None, torch.bfloat16):
-        model = build_from_checkpoint(content, args.ckpt, stored.ck_bert, stored.mha)
-        callers.append(inference.Inference(inference.prepare_for_inference(model, device, dtype), amp_dtype=dtype))
-    dataset = MMRISDataset(args.parquet, Tokenizer(stored.bert_tokenizer), stored.img_size)
+    opened = [open_checkpoint(args.ckpt, device, amp=amp) for amp in (False, True)]
+    dataset = MMRISDataset(args.parquet, opened[0].tokenizer, opened[0].img_size)
     rows = min(len(dataset), args.rows)
     both, either, ious = 0, 0, []
     for start in range(0, rows, 8):
         batch = collate([dataset[row] for row in range(start, min(start + 8, rows))])
         inputs = [batch[name].to(device) for name in ("vis", "ir", "input_ids", "attention_mask")]
         with torch.inference_mode():
-            full, half = (caller(*inputs).logits.argmax(1).bool().flatten(1) for caller in callers)
+            full, half = (one.model(*inputs).logits.argmax(1).bool().flatten(1) for one in opened)
         intersection, union = (full & half).sum(1), (full | half).sum(1)
         both, either = both + int(intersection.sum()), either + int(union.sum())
         ious += (intersection / union)[union > 0].tolist()

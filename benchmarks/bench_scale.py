@@ -29,7 +29,7 @@ def networks(args: argparse.Namespace, device) -> dict[str, dict[int, float]]:
     from measure import in_turn, make_batch, make_model, timed
     from tqdm import tqdm
 
-    from models.inference import prepare_for_inference
+    from models.fast import prepare_for_inference
 
     model = prepare_for_inference(make_model(args.shape, device), device)
 

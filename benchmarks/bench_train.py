@@ -1,9 +1,10 @@
-"""How fast a training step is, and how much memory it takes, beside the straightforward way.
+"""How fast a training step is, and how much memory it takes, beside the plain model.
 
     python benchmarks/bench_train.py [--shape readme|demo] [-b N] [--device cpu] [--profile DIR] [--out FILE.json]
 
 The ways build on each other up to `default`, which is what train_with_lavt.py does; then come flags of it. Each is
-measured in turn with the baseline (straightforward.py) and a matrix product, in processes of their own.
+measured in turn with the baseline, the model as build_model gives it in a plain training loop, and a matrix product, in
+processes of their own.
 """
 import argparse
 import contextlib
@@ -13,7 +14,6 @@ import json
 import os
 import sys
 from types import SimpleNamespace
-from unittest import mock
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # when run as a script
 
@@ -33,18 +33,17 @@ from measure import (
     serve,
 )
 from parts import PartClock, parts_apart, print_parts, report_parts, write_profile
-from straightforward import straightforwardly
 
-import models.recompute
 from engine import INPUTS, Progress, train_one_epoch
 from models import build_criterion
-from train_with_lavt import build_optimizer, trainable
-from utils.device import grad_scaler, keep_freed_memory, return_freed_memory
+from models.fast import checkpoint_activations, keep_freed_memory, return_freed_memory, save_memory
+from training.optimizer import build_optimizer, trained_networks
+from utils.device import grad_scaler
 from utils.errors import run
 from utils.flags import ArgumentParser
 
-BASELINE = "straightforward"
-PLAIN = [BASELINE, "pixels gathered, fused attention", "and what is cheap computed again", "and AdamW fused"]
+BASELINE = "plain"
+PLAIN = [BASELINE, "cheap operations computed again", "and AdamW fused"]
 FLAGS = {
     "default": {},
     "channels-last": {"channels_last": True},
@@ -57,37 +56,30 @@ FLAGS = {
 
 
 class Plain:
-    """A training loop as one writes it first: every loss is read, and garbage collected, in every step."""
+    """A plain training loop: it reads every loss and collects garbage in every step."""
 
     def __init__(self, name: str, args: argparse.Namespace, device: torch.device):
         step = PLAIN.index(name)
         self.model, self.device = make_model(args.shape, device).train(), device
         self.criterion = build_criterion(SHAPES[args.shape])
         self.batch = make_batch(args.batch_size, args.img_size, device)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=step >= 3 or None)
-        self.contexts = [straightforwardly] * (step == 0) + [remember_all] * (step == 1)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=step >= 2 or None)
+        if step >= 1:
+            save_memory(self.model, device)
 
     def run(self, steps: int = 1) -> None:
         batch = self.batch
         for _ in range(steps):
-            with contextlib.ExitStack() as stack:
-                for context in self.contexts:
-                    stack.enter_context(context())
-                output = self.model(*(batch[name] for name in INPUTS))
-                loss, terms = self.criterion(output, batch["vis"], batch["ir"], batch["target"])
-                self.optimizer.zero_grad()
-                loss.backward()
+            output = self.model(*(batch[name] for name in INPUTS))
+            loss, terms = self.criterion(output, batch["vis"], batch["ir"], batch["target"])
+            self.optimizer.zero_grad()
+            loss.backward()
             self.optimizer.step()
             for term in terms.values():
                 term.item()
             gc.collect()
             if self.device.type != "cpu":
                 torch.get_device_module(self.device).empty_cache()
-
-
-def remember_all():
-    """A context in which nothing is computed twice."""
-    return mock.patch.object(models.recompute, "recompute", lambda function, *inputs: function(*inputs))
 
 
 class Ours:
@@ -98,9 +90,10 @@ class Ours:
         model = make_model(args.shape, device).train()
         model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         if grad_checkpointing:
-            model.recompute_activations()
+            checkpoint_activations(model)
             return_freed_memory(device)
         else:
+            save_memory(model, device)
             keep_freed_memory(device)
         if torchcompile:
             model.compile()
@@ -110,10 +103,9 @@ class Ours:
         self.batch = batch | {"row": torch.arange(args.batch_size)}
         if device.type == "cuda":
             self.batch = {name: tensor.pin_memory() for name, tensor in self.batch.items()}
-        rates = SimpleNamespace(lr_seg=1e-5, lr_pf=1e-5, wd_seg=1e-2, wd_pf=1e-2, amsgrad=False)
-        self.optimizer = build_optimizer(rates, model, device)
+        self.optimizer = build_optimizer(model, device, lr_seg=1e-5, lr_pf=1e-5, wd_seg=1e-2, wd_pf=1e-2)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
-        self.networks = trainable(model)
+        self.networks = trained_networks(model)
         self.dtype = torch.bfloat16 if amp else None
         self.scaler = grad_scaler(device, self.dtype)
 

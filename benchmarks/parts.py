@@ -8,7 +8,8 @@ import time
 import torch
 from measure import print_table, shared_flags
 
-from utils.device import peak_memory, reset_peak_memory, return_freed_memory, synchronize
+from models.fast import return_freed_memory
+from utils.device import peak_memory, reset_peak_memory, synchronize
 
 
 class PartClock:

@@ -12,7 +12,7 @@ HEADS = 4
 
 
 class EncodedPair(NamedTuple):
-    """The fuser's features of two images, which do not depend on a sentence. Level k = 0 … 3 halves the size k times."""
+    """The fuser's features of two images, which do not depend on a sentence, at levels k = 0 … 3."""
 
     visible: tuple[Tensor, Tensor, Tensor, Tensor]   # (B, c·2^k, ⌊H/2^k⌋, ⌊W/2^k⌋), features of the visible luma
     infrared: tuple[Tensor, Tensor, Tensor, Tensor]  # likewise of the infrared luma

@@ -43,7 +43,8 @@ class SpatialImageLanguageAttention(nn.Module):
         query = self.f_query(x)                      # (B, dim, N)
         key = self.f_key(text) * mask[:, None]       # (B, dim, T)
         value = self.f_value(text) * mask[:, None]
-        query, key, value = (tensor.unflatten(1, (self.num_heads, -1)).transpose(2, 3) for tensor in (query, key, value))
+        heads = (self.num_heads, -1)
+        query, key, value = (tensor.unflatten(1, heads).transpose(2, 3) for tensor in (query, key, value))
         # LAVT scales by dim, not by the width of a head, and gives padding a score of −1e4 instead of −inf.
         attended = F.scaled_dot_product_attention(
             query, key, value, attn_mask=(1e4 * mask - 1e4)[:, None, None], scale=self.dim ** -0.5)

@@ -109,7 +109,7 @@ class SwinBlock(nn.Module):
         return bias + BETWEEN_REGIONS * different[:, None]
 
     def _regions(self, length: int, device: torch.device) -> Tensor:
-        """(length,) along one axis of the rolled map: 0 in whole windows; in the last one 1, then 2 from the shift on."""
+        """(length,) along an axis of the rolled map: 0 in whole windows; in the last one 1, and 2 where it wraps."""
         position = torch.arange(length, device=device)
         return (position >= length - self.window).long() + (position >= length - self.shift).long()
 

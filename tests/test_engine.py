@@ -2,7 +2,6 @@
 import copy
 from types import SimpleNamespace
 
-import models.recompute
 import pytest
 import torch
 from conftest import train
@@ -11,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import engine
 from engine import PendingTerms, Progress, train_one_epoch
 from models import Output, build_criterion, build_model
-from utils.device import grad_scaler
+from models.fast import checkpoint_activations, save_memory
+from utils.device import autocast, grad_scaler
 from utils.errors import InputError
 from utils.progress import progress_bar
 
@@ -161,33 +161,52 @@ def test_accumulated_batches_are_one_step(model):
         assert (gradient - seen[2][name]).norm() <= 1e-4 * gradient.norm() + 1e-6, name
 
 
-def test_recomputing_changes_neither_gradients_nor_running_statistics(model, start):
-    other = copy.deepcopy(start)
-    other.recompute_activations()
-    batch = batches(1)[0]
-    outcomes = []
-    for network in (model, other):
-        torch.manual_seed(5)  # drop path draws the same, and again in the second pass
-        network.train()
-        loss, _ = build_criterion(ARGS)(network(batch["vis"], batch["ir"], batch["input_ids"], batch["attention_mask"]),
-                                        batch["vis"], batch["ir"], batch["target"])
-        loss.backward()
-        outcomes.append([*(p.grad for p in network.parameters() if p.grad is not None), *network.buffers()])
-    assert all(torch.equal(one, two) for one, two in zip(*outcomes, strict=True))
-
-
-def test_what_is_recomputed_to_save_memory_changes_no_gradient(model, monkeypatch):
-    monkeypatch.setattr(models.recompute, "LARGE", 0)
+@pytest.mark.parametrize("install", [checkpoint_activations, lambda model: save_memory(model, CPU, at_least=0)])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_recomputing_changes_neither_gradients_nor_running_statistics(install, dtype, model):
     batch, outcomes = batches(1)[0], []
-    for recompute in (models.recompute.recompute, lambda function, *inputs: function(*inputs)):
-        monkeypatch.setattr(models.recompute, "recompute", recompute)
+    for recomputed in (False, True):
         network = copy.deepcopy(model).train()
-        torch.manual_seed(5)
-        loss, _ = build_criterion(ARGS)(network(*(batch[name] for name in engine.INPUTS)),
-                                        batch["vis"], batch["ir"], batch["target"])
+        if recomputed:
+            install(network)
+            network = copy.deepcopy(network)  # as for averaged weights
+        torch.manual_seed(5)  # stochastic depth draws the same, and again in the second pass
+        with autocast(CPU, dtype):
+            output = network(*(batch[name] for name in engine.INPUTS))
+        loss, _ = build_criterion(ARGS)(output, batch["vis"], batch["ir"], batch["target"])
         loss.backward()
-        outcomes.append([*(p.grad for p in network.parameters() if p.grad is not None), *network.buffers()])
-    assert all(torch.equal(one, two) for one, two in zip(*outcomes, strict=True))
+        outcomes.append({name: tensor.grad if isinstance(tensor, torch.nn.Parameter) else tensor for name, tensor in
+                         [*network.named_parameters(), *network.named_buffers()]})
+    plain, other = outcomes
+    assert plain.keys() == other.keys() and all(
+        tensor is None if other[name] is None else torch.equal(tensor, other[name]) for name, tensor in plain.items())
+
+
+@pytest.mark.parametrize(("at_least", "fewer"), [(0, True), (2**40, False)])
+def test_saving_memory_keeps_fewer_tensors_for_the_backward_pass_unless_they_are_small(at_least, fewer, model):
+    batch, kept = batches(1)[0], []
+
+    def count(network) -> int:
+        sizes = {}
+
+        def pack(tensor):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            network.train()(*(batch[name] for name in engine.INPUTS))
+        return sum(sizes.values())
+
+    kept.append(count(model))
+    save_memory(model, CPU, at_least=at_least)
+    kept.append(count(model))
+    assert kept[1] < 0.8 * kept[0] if fewer else kept[1] == kept[0]
+
+
+def test_saving_memory_leaves_a_gpu_alone(model):
+    kinds = [type(module) for module in model.modules()]
+    save_memory(model, torch.device("cuda"))
+    assert [type(module) for module in model.modules()] == kinds
 
 
 class WaitsForDevice(TorchDispatchMode):

@@ -6,8 +6,10 @@ import torch
 from parity import fill_, inputs
 from test_models import arguments
 
+from evaluation.inference import Inference
 from models import build_model
-from models.inference import Inference, prepare_for_inference
+from models.fast import prepare_for_inference
+from models.fast.winograd import WinogradConv
 
 CPU = torch.device("cpu")
 INPUTS = ("vis", "ir", "input_ids", "attention_mask")
@@ -32,6 +34,16 @@ def test_a_prepared_model_gives_the_same_at_one_size_after_another(model):
     for images in (batch(96, 64), batch(64, 96), batch(96, 64, 1), batch(45, 67, 3), batch(96, 64)):
         for ours, plain in zip(prepared(*images), model(*images), strict=True):
             torch.testing.assert_close(ours, plain, atol=1e-5 * float(plain.abs().max()), rtol=0)
+
+
+@torch.inference_mode()
+def test_a_model_prepared_for_a_gpu_has_nothing_made_for_a_cpu(model):
+    """Shown without moving it there: what is replaced depends on the device that is named."""
+    prepared = copy.deepcopy(model)
+    prepared.to = lambda *_, **__: prepared
+    prepare_for_inference(prepared, torch.device("cuda"))
+    kinds = {type(part).__name__ for part in prepared.modules()}
+    assert not kinds & {"PointwiseLinear", "WinogradConv"}
 
 
 def test_batch_norm_is_gone_from_a_prepared_model(model):
@@ -59,3 +71,17 @@ def test_a_compiled_model_gives_the_same_from_one_graph_for_all_batches(model, m
         for ours, expected in zip(compiled(*images), plain(*images), strict=True):
             torch.testing.assert_close(ours, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 24, 24), (5, 8, 28), (2, 13, 7), (1, 1, 2), (1, 90, 111)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_winograd_convolution_is_a_convolution(batch, height, width, bias):
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(48, 32, 3, padding=1, bias=bias)
+    x = torch.randn(batch, 48, height, width)
+    exact = copy.deepcopy(conv).double()(x.double())
+    for images in (x, x.to(memory_format=torch.channels_last)):
+        ours = WinogradConv(conv)(images)
+        assert ours.shape == exact.shape and ours.dtype == torch.float32
+        torch.testing.assert_close(ours.double(), exact, atol=1e-5 * float(exact.abs().max()), rtol=0)
