@@ -16,9 +16,9 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
     parser.add_argument("a", metavar="A", help="metrics.json of one run of test.py, or its folder; per_sample.csv "
-                                               "lies beside it")
-    parser.add_argument("b", metavar="B", help="likewise of the other run")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of the bootstrap")
+                                               "must lie beside it")
+    parser.add_argument("b", metavar="B", help="likewise, of the other run")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of the bootstrap")
     return parser
 
 

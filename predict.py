@@ -18,15 +18,19 @@ def build_parser() -> ArgumentParser:
     needed = {"required": True, "default": argparse.SUPPRESS}
     parser.add_argument("--ckpt", **needed, help="checkpoint to use")
     parser.add_argument("--visible", **needed, help="image file, or folder of them")
-    parser.add_argument("--infrared", **needed, help="likewise; in folders, files of the same name are a pair")
+    parser.add_argument("--infrared", **needed,
+                        help="likewise; in folders, files of the same name (suffixes aside) form a pair")
     parser.add_argument("--text", **needed, action="append",
-                        help="the sentence that says which object is meant; may be given several times")
+                        help="sentence that refers to the object; may be given several times")
     parser.add_argument("--out", default="./runs/predict", help="folder for the pictures")
     add_checkpoint_flags(parser)
-    parser.add_argument("--device", default="auto", help="auto, cuda, npu or cpu; an index may follow, as in cuda:1")
+    parser.add_argument("--device", default="auto",
+                        help="auto (an Ascend NPU, else a CUDA GPU, else the CPU), cuda, npu or cpu; an index may "
+                             "follow, as in cuda:1")
     parser.add_argument("--tta", choices=("none", "flip"), default="none",
-                        help="flip: average with the mirrored images, `left` and `right` in the text swapped for them")
-    parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where that is safe")
+                        help="flip: average with the result for the mirrored images, the words left and right "
+                             "exchanged")
+    parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where accuracy permits")
     return parser
 
 

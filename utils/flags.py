@@ -142,13 +142,13 @@ def make_folder(path: str, flag: str) -> None:
 
 def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that default to what a checkpoint says; absent from the result unless given."""
-    stored = "default: what the checkpoint says, else"
+    stored = "default: as stored in the checkpoint, else"
     parser.add_argument("--bert_tokenizer", default=argparse.SUPPRESS,
                         help=f"folder with BERT's vocabulary ({stored} {BERT})")
     parser.add_argument("--ck_bert", default=argparse.SUPPRESS,
-                        help="folder with BERT's configuration; its weights are read only if the checkpoint has none "
-                             f"({stored} {BERT})")
+                        help="folder with BERT's configuration; its weights are read only if the checkpoint has no "
+                             f"text encoder ({stored} {BERT})")
     parser.add_argument("--img_size", type=image_size, default=argparse.SUPPRESS,
-                        help=f"side of the square images that the networks see, pixels ({stored} 480)")
+                        help=f"side of the square network input in pixels; above 32 ({stored} 480)")
     parser.add_argument("--mha", type=heads_by_stage, default=argparse.SUPPRESS,
-                        help=f"heads of PWAM by stage ({stored} one each)")
+                        help=f"attention heads of PWAM per stage, as in training ({stored} one head per stage)")

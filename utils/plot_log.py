@@ -71,11 +71,15 @@ def plot(folders: list[str], picture: str) -> None:
         plt.close(figure)
 
 
-def main() -> None:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description="Draw training curves, several runs side by side.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="the --output-dir of a training run")
     parser.add_argument("--out", default="curves.png", help="picture to write (default: %(default)s)")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = build_parser().parse_args()
     plot(args.runs, args.out)
     print(f"wrote {args.out}")
 
