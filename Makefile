@@ -1,6 +1,6 @@
 # make demo    train and evaluate a small model on synthetic scenes; results in runs/demo/
 # make test    run the test suite          make lint    check the style
-# make bench   measure how fast everything is, beside the straightforward way; make bench-data: reading data alone
+# make bench   measure how fast everything is, beside the plain model; make bench-data: reading data alone
 # Each installs requirements.txt into .venv first, once. PYTHON=python3.12 picks another interpreter.
 
 PYTHON ?= python3
