@@ -8,7 +8,7 @@ and in more memory; only `--grad-checkpointing` needs it. What is active where:
   Winograd's algorithm, and freed memory kept (`keep_freed_memory`).
 - Evaluation in 16 bits: no Winograd; images as NHWC on every device.
 - Evaluation compiled: no Winograd and no kept masks.
-- Training, on a CPU: cheap operations of large maps are computed again in the backward pass (`save_memory`), and freed
+- Training, on a CPU: of large maps, what is cheap is computed again in the backward pass (`save_memory`), and freed
   memory is kept. The same in 16 bits. Compiled: only the memory is kept.
 - Training, on a CUDA GPU or an NPU: nothing.
 - Training with `--grad-checkpointing`, on every device: `checkpoint_activations`; on a CPU freed memory is also given
