@@ -1,14 +1,16 @@
 # make demo    train and evaluate a small model on synthetic scenes; results in runs/demo/
 # make test    run the test suite          make lint    check the style
+# make fuzz    try random inputs for MINUTES=30, with a new seed; those that fail are kept in runs/fuzz/
 # make bench   measure speed and memory beside a baseline (docs/performance.md); make bench-data: reading data alone
-# Each first installs what it needs into .venv, once: requirements.txt, and requirements-dev.txt for test and lint.
+# Each first installs what it needs into .venv, once: requirements.txt; test, fuzz and lint also requirements-dev.txt.
 # PYTHON=python3.12 picks another interpreter.
 
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
+MINUTES ?= 30
 
-.PHONY: demo test lint bench bench-data install install-dev clean
+.PHONY: demo test fuzz lint bench bench-data install install-dev clean
 
 install: .venv/installed
 
@@ -44,6 +46,9 @@ demo: install
 
 test: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+fuzz: install-dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz.py --minutes $(MINUTES)
 
 lint: install-dev
 	$(BIN)/ruff check .
