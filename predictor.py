@@ -22,6 +22,8 @@ from utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+AnyImage = Image.Image | np.ndarray
+
 
 class Prediction(NamedTuple):
     """What a sentence gives for a pair of images of height h and width w, the visible image's size."""
@@ -81,7 +83,7 @@ class Predictor:
             raise ValueError(str(error)) from error
         return cls(opened.model, opened.tokenizer, opened.img_size, chosen)
 
-    def __call__(self, visible, infrared, text: str) -> Prediction:
+    def __call__(self, visible: AnyImage, infrared: AnyImage, text: str) -> Prediction:
         """Fuse two images under the guidance of a sentence and find what it refers to.
 
         Args:
@@ -95,7 +97,7 @@ class Predictor:
         return self.predict(self.encode_pair(visible, infrared), text)
 
     @torch.inference_mode()
-    def encode_pair(self, visible, infrared) -> Pair:
+    def encode_pair(self, visible: AnyImage, infrared: AnyImage) -> Pair:
         """The part of a prediction that does not depend on the sentence, for `predict` with any number of sentences.
 
         It covers the preparation of the images and the fuser's two encoders. The segmenter runs for each sentence,
