@@ -11,11 +11,12 @@ import torch
 from torch.utils.data import Subset
 
 from data import MMRISDataset, collate, evaluation_loader
-from engine import INPUTS, evaluate
+from engine import evaluate
 from evaluation import ablation, bootstrap, fusion_metrics, report
 from evaluation.inference import OpenCheckpoint, open_checkpoint
 from evaluation.metrics import sample_iou, table, usable_rows
 from evaluation.results import FOLDERS, ResultWriter, write_json, write_samples
+from models import INPUTS
 from utils import distributed
 from utils.device import select_device
 from utils.draw import SampleSheet

@@ -16,6 +16,7 @@ from utils import checkpoint
 from utils.device import compile_mode, warn_if_slow
 from utils.errors import UsageError, naming
 from utils.flags import BERT, image_size
+from utils.sizes import SMALLEST_SIDE
 
 try:
     from models import fast
@@ -23,8 +24,6 @@ except ImportError:  # the folder may be deleted: the same results, slower
     fast = None
 
 logger = logging.getLogger(__name__)
-
-SMALLEST = 33  # pixels; at 32 and below Swin's last stage is a single position, on which InstanceNorm cannot work
 
 
 class Inference(nn.Module):
@@ -173,8 +172,8 @@ def _bert_folder(name: str, given: str | None, stored: dict) -> str:
 def _image_size(given: int | None, stored) -> int:
     """The size that is given, else the one the checkpoint stored, which may be text or a float; else 480."""
     if given is not None:
-        if not isinstance(given, int) or given < SMALLEST:
-            raise UsageError(f"must be a whole number of at least {SMALLEST} pixels, not {given!r}", "img_size")
+        if not isinstance(given, int) or given < SMALLEST_SIDE:
+            raise UsageError(f"must be a whole number of at least {SMALLEST_SIDE} pixels, not {given!r}", "img_size")
         return given
     try:
         return image_size(str(stored or 480).removesuffix(".0"))

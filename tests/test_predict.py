@@ -16,6 +16,7 @@ from bert import Tokenizer
 from data import MMRISDataset, collate
 from data.pictures import read_picture
 from evaluation.predictions import describe
+from models import INPUTS
 from predictor import Predictor
 from utils.draw import panel, resize, to_image
 
@@ -86,7 +87,7 @@ def test_a_prediction_is_what_an_evaluation_finds_in_the_same_row(predictor, sce
     parquet = scenes / "mm_ris_test.parquet"
     batch = collate([MMRISDataset(str(parquet), Tokenizer(tiny_bert), 64)[2]])
     with torch.inference_mode():
-        output = predictor.model(*(batch[name] for name in ("vis", "ir", "input_ids", "attention_mask")))
+        output = predictor.model(*(batch[name] for name in INPUTS))
     row = pq.read_table(parquet).to_pylist()[2]
     visible, infrared = (Image.open(io.BytesIO(row[f"{kind}_image"])) for kind in ("visible", "infrared"))
     found = predictor(visible, infrared, row["question"])

@@ -6,6 +6,7 @@ import re
 import sys
 
 from .errors import UsageError
+from .sizes import SMALLEST_SIDE, TOO_SMALL
 
 BERT = "./bert/pretrained_weights/bert-base-uncased"
 SPLITS = ("train", "val", "test")
@@ -51,9 +52,8 @@ def at_least(least: float, kind: type = int):
 def image_size(text: str) -> int:
     """An argparse type: a side in pixels that the segmenter can work on."""
     value = at_least(1)(text)
-    if value <= 32:
-        raise argparse.ArgumentTypeError(f"{value} is too small: at 32 px and below the last Swin stage is a single "
-                                         "position, on which InstanceNorm cannot work; take 33 or more")
+    if value < SMALLEST_SIDE:
+        raise argparse.ArgumentTypeError(f"{value} is too small: {TOO_SMALL}; take {SMALLEST_SIDE} or more")
     return value
 
 
