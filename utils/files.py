@@ -13,11 +13,12 @@ LONGEST_NAME = 200  # bytes; file systems end at 255
 
 
 @contextlib.contextmanager
-def replacing(path: str):
+def replacing(path: str, durable: bool = True):
     """Give the name of a temporary file beside `path`, which takes its place if the block succeeds and goes if not.
 
-    The file is on the disk before it takes the name, so a power cut leaves the old one or the new one.
-
+    Args:
+        durable: the file is on the disk before it takes the name, so a power cut leaves the old one or the new one.
+            This takes milliseconds; False does without, for pictures by the thousand, which can be made again.
     Raises:
         InputError: the file cannot be written.
     """
@@ -25,8 +26,9 @@ def replacing(path: str):
     temporary = os.path.join(os.path.dirname(os.path.abspath(path)), f".{os.path.basename(path)}.tmp")
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"{path}: it cannot be written ({error.strerror or error})") from error
@@ -40,6 +42,8 @@ def set_aside(folder: str, pattern: str) -> None:
 
     Args:
         pattern: regular expression; files and folders whose whole name matches are moved.
+    Raises:
+        InputError: they cannot be moved.
     """
     left = [name for name in os.listdir(folder) if re.fullmatch(pattern, name)]
     if not left:
@@ -47,9 +51,13 @@ def set_aside(folder: str, pattern: str) -> None:
     number = 1
     while os.path.exists(aside := os.path.join(folder, f"earlier_run_{number}")):
         number += 1
-    os.mkdir(aside)
-    for name in left:
-        os.rename(os.path.join(folder, name), os.path.join(aside, name))
+    try:
+        os.mkdir(aside)
+        for name in left:
+            os.rename(os.path.join(folder, name), os.path.join(aside, name))
+    except OSError as error:
+        raise InputError(f"{folder}: results of an earlier run cannot be moved to {aside} ({error.strerror})"
+                         ) from error
     logger.info("%s held results of an earlier run, which are now in %s", folder, aside)
 
 
