@@ -37,7 +37,7 @@ from parts import PartClock, parts_apart, print_parts, report_parts, write_profi
 from evaluation.inference import Inference, open_checkpoint
 from models import INPUTS
 from models.fast import keep_freed_memory, prepare_for_inference
-from models.fast.inference import fold_batch_norm, keep_masks, use_pointwise_linear, use_winograd
+from models.fast.inference import fold_batch_norm, keep_score_biases, use_pointwise_linear, use_winograd
 from utils.device import compile_mode
 from utils.errors import run
 from utils.flags import ArgumentParser, at_least
@@ -46,7 +46,7 @@ BASELINE = "plain"
 STEPS = {  # each is applied to the model after those before it
     BASELINE: lambda model: model,
     "batch norm folded": fold_batch_norm,
-    "and attention masks kept": keep_masks,
+    "and attention masks kept": keep_score_biases,
     "and NHWC": lambda model: model.to(memory_format=torch.channels_last),
     "and linear layers as 1×1 convolutions": use_pointwise_linear,
     "and wide convolutions by Winograd": use_winograd,

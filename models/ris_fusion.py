@@ -72,7 +72,7 @@ class RISFusion(nn.Module):
         """
         # A mask with a row for each query, because transformers inspects one with a single row for whether it masks
         # anything, which waits for the GPU.
-        visible_words = attention_mask.bool()[:, None, None, :].expand(-1, -1, attention_mask.shape[1], -1)
-        text = self.text_encoder(input_ids, attention_mask=visible_words).last_hidden_state
+        unmasked = attention_mask.bool()[:, None, None, :].expand(-1, -1, attention_mask.shape[1], -1)
+        text = self.text_encoder(input_ids, attention_mask=unmasked).last_hidden_state
         fused = self.fuser.decode(pair, text, attention_mask)
         return Output(fused, None if self.segmenter is None else self.segmenter(fused, text, attention_mask))

@@ -182,6 +182,7 @@ def test_recomputing_changes_neither_gradients_nor_running_statistics(install, d
         tensor is None if other[name] is None else torch.equal(tensor, other[name]) for name, tensor in plain.items())
 
 
+@pytest.mark.filterwarnings("ignore:A saved_tensors_hooks context")  # which does not see what is kept by choice
 @pytest.mark.parametrize(("at_least", "fewer"), [(0, True), (2**40, False)])
 def test_saving_memory_keeps_fewer_tensors_for_the_backward_pass_unless_they_are_small(at_least, fewer, model):
     batch, kept = batches(1)[0], []
