@@ -55,10 +55,10 @@ def _read_metrics(path: str) -> dict[str, Any]:
         for name in ("mIoU", "num_samples"):
             if name not in metrics:
                 raise ValueError(f"{name} is absent")
-        _check_numbers(metrics)
         for name in ("settings", "fusion_metrics"):
             if not isinstance(metrics.get(name, {}), dict):
                 raise ValueError(f"{name} is no table")
+        _check_numbers(metrics)
         fused = metrics.get("fusion_metrics", {}).get("fused", {})
         if not isinstance(fused, dict):
             raise ValueError("fusion_metrics: fused is no table")
