@@ -19,7 +19,7 @@ from utils.flags import (
 )
 from utils.sizes import MAX_PIXELS
 from utils.streams import tolerant_stdout
-from utils.text import counted, first_line, printable
+from utils.text import first_line, printable
 
 logger = logging.getLogger("predict")
 
@@ -88,7 +88,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     pairs, unpaired = pair_files(args.visible, args.infrared)
     if unpaired:
-        logger.warning("no partner for %s, left out: %s", counted(len(unpaired), "image"),
+        logger.warning("no partner for %d of the images, which are left out: %s", len(unpaired),
                        ", ".join(map(printable, unpaired)))
     make_folder(args.out, "--out")
 

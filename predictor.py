@@ -163,14 +163,13 @@ class Predictor:
         if set(ids) <= {self._unknown, self._end}:
             logger.warning("no word of '%s' is in the vocabulary of BERT, so the model cannot know what is meant",
                            printable(text))
-        elif self._unknown in ids:
-            logger.warning("not in the vocabulary of BERT, so read as unknown: %s",
-                           ", ".join(printable(word) for word in self._unknown_words(text)))
+        elif self._unknown in ids and (words := self._unknown_words(text)):
+            logger.warning("not in the vocabulary of BERT, so read as unknown: %s", ", ".join(map(printable, words)))
         return input_ids, attention_mask
 
     def _unknown_words(self, text: str) -> list[str]:
-        """The words of a sentence that the vocabulary has neither whole nor in pieces, in their order."""
-        words = list(dict.fromkeys(re.findall(r"\w+|[^\w\s]", text)))
+        """The words of a sentence that the vocabulary has neither whole nor in pieces; punctuation is none."""
+        words = list(dict.fromkeys(re.findall(r"\w+", text)))
         return [word for word, ids in zip(words, self.tokenizer(words)[0], strict=True) if self._unknown in ids]
 
 
