@@ -3,6 +3,7 @@ import argparse
 
 from utils.errors import run
 from utils.flags import ArgumentParser, add_checkpoint_flags, at_least, require_existing, thresholds
+from utils.streams import tolerant_stdout
 
 
 def build_parser() -> ArgumentParser:
@@ -53,6 +54,8 @@ def main() -> None:
     if args.text_ablation and args.shuffle_text:
         parser.error("argument --text_ablation: it swaps the sentences itself; leave out --shuffle_text")
     require_existing(args, "ckpt", "test_parquet")
+
+    tolerant_stdout()
 
     import evaluator  # after the command line is known to be good: its imports take seconds
 

@@ -44,8 +44,8 @@ def main(arguments: list[str] | None = None) -> None:
     for flag, folder in zip(FOLDERS[:2], folders[:2], strict=True):
         if not os.path.isdir(folder):
             raise UsageError(f"--{flag}: there is no folder {folder!r}")
-    if args.masks and not os.path.isdir(args.masks):
-        raise UsageError(f"--masks: there is no folder {args.masks!r}")
+    if args.biases and not os.path.isdir(args.biases):
+        raise UsageError(f"--masks: there is no folder {args.biases!r}")
     if args.split:
         outs = split_files(args.out)
     else:

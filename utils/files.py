@@ -22,13 +22,15 @@ CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # what no
 
 
 @contextlib.contextmanager
-def replacing(path: str):
+def replacing(path: str, durable: bool = True):
     """Give the name of a temporary file beside `path`, which takes its place if the block succeeds and goes if not.
 
-    The temporary file exists, empty and under a name that nobody else has, when the block starts. It is on the disk
-    before it takes the name, so a power cut leaves the old file or the new one. What processes that were killed left
-    in the folder is removed.
+    The temporary file exists, empty and under a name that nobody else has, when the block starts. What processes that
+    were killed left in the folder is removed.
 
+    Args:
+        durable: the file is on the disk before it takes the name, so a power cut leaves the old one or the new one.
+            This takes milliseconds; False does without, for pictures by the thousand, which can be made again.
     Raises:
         InputError: the file cannot be written, or the block fails with an OSError; the two are told apart.
     """
@@ -38,8 +40,9 @@ def replacing(path: str):
         _remove_leftovers(folder)
         temporary = _new_file(folder)
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BrokenPipeError:  # of what the block prints
         raise
@@ -103,6 +106,8 @@ def set_aside(folder: str, pattern: str) -> None:
 
     Args:
         pattern: regular expression; files and folders whose whole name matches are moved.
+    Raises:
+        InputError: they cannot be moved.
     """
     left = [name for name in os.listdir(folder) if re.fullmatch(pattern, name)]
     if not left:
@@ -110,9 +115,13 @@ def set_aside(folder: str, pattern: str) -> None:
     number = 1
     while os.path.exists(aside := os.path.join(folder, f"earlier_run_{number}")):
         number += 1
-    os.mkdir(aside)
-    for name in left:
-        os.rename(os.path.join(folder, name), os.path.join(aside, name))
+    try:
+        os.mkdir(aside)
+        for name in left:
+            os.rename(os.path.join(folder, name), os.path.join(aside, name))
+    except OSError as error:
+        raise InputError(f"{folder}: results of an earlier run cannot be moved to {aside} ({error.strerror})"
+                         ) from error
     logger.info("%s held results of an earlier run, which are now in %s", folder, aside)
 
 

@@ -6,9 +6,11 @@ import re
 import sys
 
 from .errors import UsageError
+from .sizes import LARGEST_SIDE, SMALLEST_SIDE, TOO_SMALL
 
 BERT = "./bert/pretrained_weights/bert-base-uncased"
 SPLITS = ("train", "val", "test")
+PICTURE_KINDS = ("fused", "mask", "overlay", "panel")  # that predict.py writes
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -51,9 +53,10 @@ def at_least(least: float, kind: type = int):
 def image_size(text: str) -> int:
     """An argparse type: a side in pixels that the segmenter can work on."""
     value = at_least(1)(text)
-    if value <= 32:
-        raise argparse.ArgumentTypeError(f"{value} is too small: at 32 px and below the last Swin stage is a single "
-                                         "position, on which InstanceNorm cannot work; take 33 or more")
+    if value < SMALLEST_SIDE:
+        raise argparse.ArgumentTypeError(f"{value} is too small: {TOO_SMALL}; take {SMALLEST_SIDE} or more")
+    if value > LARGEST_SIDE:
+        raise argparse.ArgumentTypeError(f"{text[:40]} is too large: take at most {LARGEST_SIDE}")
     return value
 
 
@@ -73,6 +76,14 @@ def thresholds(text: str) -> tuple[float, ...]:
     if not all(0 <= value <= 1 for value in values):
         raise argparse.ArgumentTypeError(f"must be numbers between 0 and 1 separated by commas, not {text!r}")
     return values
+
+
+def picture_kinds(text: str) -> tuple[str, ...]:
+    """An argparse type: one or more of PICTURE_KINDS, separated by commas."""
+    kinds = [kind.strip() for kind in text.split(",")]
+    if not set(kinds) <= set(PICTURE_KINDS):
+        raise argparse.ArgumentTypeError(f"must be some of {','.join(PICTURE_KINDS)} separated by commas, not {text!r}")
+    return tuple(kind for kind in PICTURE_KINDS if kind in kinds)
 
 
 def proportions(text: str) -> list[float]:
