@@ -60,7 +60,7 @@ def main() -> None:
     # After the command line is known to be good: these take seconds.
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from data.pictures import pair_files, read_picture
+    from data.pictures import pair_files, read_pair
     from evaluation.inference import open_checkpoint
     from evaluation.predictions import KINDS, describe, write_prediction
     from predictor import Predictor
@@ -69,7 +69,7 @@ def main() -> None:
 
     sys.stdout.reconfigure(errors="backslashreplace")  # names and sentences may hold what a terminal cannot show
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    pairs, unpaired = pair_files(args.visible, args.infrared)
+    pairs, unpaired = pair_files(args.visible, args.infrared, left_out=args.out)
     if unpaired:
         logger.warning("no partner for %d of the images, which are left out: %s", len(unpaired), ", ".join(unpaired))
     make_folder(args.out, "--out")
@@ -87,7 +87,7 @@ def main() -> None:
         bar = progress_bar(pairs, unit="pair", disable=len(pairs) == 1)
         for number, (files, stems) in enumerate(zip(bar, names, strict=True)):
             try:
-                pictures = [read_picture(path) for path in (files.visible, files.infrared)]
+                pictures = read_pair(files.visible, files.infrared)
             except InputError as error:
                 if len(pairs) == 1:
                     raise

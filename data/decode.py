@@ -6,6 +6,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from .deep import deep_values
+
 MAX_PIXELS = 89_478_485  # Pillow's own limit, where a larger image is taken for a decompression bomb
 TOO_LARGE = f"it has more than {MAX_PIXELS} pixels, as decompression bombs do"
 STRETCH = (1.0, 99.0)  # percentiles that become black and white when values are beyond 8 bits
@@ -18,7 +20,8 @@ def decode_image(content: bytes) -> np.ndarray:
     """An encoded image as RGB.
 
     Images of 8 bits, whether grey, palette, RGB, RGBA (the alpha is dropped) or CMYK, are what Pillow's
-    `convert("RGB")` makes of them. Grey images of more bits, which that would clip to white, go through `to_uint8`.
+    `convert("RGB")` makes of them. Grey images of more bits, in one channel or three equal ones, which that would
+    clip to white or reduce to a few levels, go through `to_uint8`.
     An EXIF orientation is not followed, as in Pillow and in the published numbers: infrared image and mask carry no
     such note, and only the pixels as they are stored lie above each other. Of an animation, the first picture.
 
@@ -75,8 +78,9 @@ def _decode(content: bytes, mode: str, memory: np.ndarray | None = None) -> np.n
             warnings.simplefilter("ignore")  # on transparency, metadata and the like
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(content))
-            if image.mode == "F" or image.mode.startswith("I"):
-                return to_uint8(np.asarray(image))
+            values = deep_values(image, content)
+            if values is not None and values.ndim == 2:
+                return to_uint8(values)
             if image.mode == "L":
                 return np.array(image)
             return np.array(image.convert("RGB").convert(mode))
