@@ -1,17 +1,17 @@
 """People's own pictures: files, NumPy arrays and PIL images as 8-bit RGB, and pairs of files by their names."""
-import io
 import logging
 import os
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from PIL import Image
 
 from utils.errors import InputError, UsageError
 from utils.text import printable
 
-from .decode import STRETCH, decode_image, to_uint8
-from .deep import deep_values, read_npy
+from .decode import MAX_PIXELS, STRETCH, decode_image, deep_values, open_image, to_uint8
+from .npy import read_npy
 from .pairing import INFRARED_WORDS, VISIBLE_WORDS, match_names, stem, words_of
 
 SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".npy", ".pbm", ".pfm", ".pgm", ".png",
@@ -32,18 +32,22 @@ class PairOfFiles(NamedTuple):
     infrared: str
 
 
-def read_picture(path: str) -> Picture:
+def read_picture(path: str, max_pixels: int = MAX_PIXELS) -> Picture:
     """An image file, or a `.npy` file with an array as for `to_picture`, as RGB; turned as its EXIF orientation says.
 
+    Args:
+        max_pixels: width times height; a larger image is refused.
     Raises:
         InputError: it cannot be read; the message names it.
     """
-    return _decoded(path, _content(path))
+    return _decoded(path, _content(path), max_pixels)
 
 
-def read_pair(visible: str, infrared: str) -> tuple[Picture, Picture]:
+def read_pair(visible: str, infrared: str, max_pixels: int = MAX_PIXELS) -> tuple[Picture, Picture]:
     """A visible and an infrared image file. A file of four channels given as both holds both: RGB, then infrared.
 
+    Args:
+        max_pixels: as for `read_picture`.
     Raises:
         InputError: one cannot be read; the message names it.
     """
@@ -53,9 +57,9 @@ def read_pair(visible: str, infrared: str) -> tuple[Picture, Picture]:
         if fourth is not None and fourth.min() < fourth.max():
             picture = to_picture(fourth)
             note = "the visible image is this file's first three channels, the infrared image its fourth"
-            return _decoded(visible, contents[0]), Picture(
+            return _decoded(visible, contents[0], max_pixels), Picture(
                 picture.pixels, f"{note}; {picture.note}" if picture.note else note)
-    return _decoded(visible, contents[0]), _decoded(infrared, contents[1])
+    return _decoded(visible, contents[0], max_pixels), _decoded(infrared, contents[1], max_pixels)
 
 
 def to_picture(image) -> Picture:
@@ -127,9 +131,9 @@ def read_bytes(path: str) -> bytes:
 def orientation(content: bytes) -> int:
     """The EXIF orientation of an image file, 1 to 8; 1 if there is none, or if what should say it is damaged."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with open_image(content) as image:
             return _orientation(image)
-    except Exception:  # Pillow raises many kinds; what cannot be opened has no orientation
+    except ValueError:  # what cannot be opened has no orientation
         return 1
 
 
@@ -234,37 +238,44 @@ def _content(path: str) -> bytes:
         raise InputError(f"{printable(path)}: {error}") from error
 
 
-def _decoded(path: str, content: bytes) -> Picture:
+def _decoded(path: str, content: bytes, max_pixels: int) -> Picture:
     """A file as RGB, upright."""
     try:
         if path.lower().endswith(".npy"):
-            return to_picture(read_npy(content))
-        pixels, note = decode_image(content), ""
-        with Image.open(io.BytesIO(content)) as image:  # for what the pixels do not tell
-            values = deep_values(image, content)
-            turn = _orientation(image)
-        if values is not None and values.ndim == 2:
-            note = _note(values)
-        return Picture(upright(pixels, turn), note)
+            return to_picture(_read_array(content))
+        pixels, values = decode_image(content, max_pixels), deep_values(content, max_pixels)
+        return Picture(upright(pixels, orientation(content)), "" if values is None else _note(values))
     except ValueError as error:
-        raise InputError(f"{printable(path)} cannot be decoded as an image: {printable(error)}") from error
+        raise InputError(f"{printable(path)} cannot be decoded as an image: {error}") from error
+
+
+def _read_array(content: bytes) -> np.ndarray:
+    """The array in a `.npy` file, without a batch dimension of length 1."""
+    try:
+        values = read_npy(content)
+    except ValueError as error:
+        raise ValueError(f"it {error}") from error
+    while values.ndim > 2 and values.shape[0] == 1:
+        values = values[0]
+    return values
 
 
 def _fourth_channel(path: str, content: bytes) -> np.ndarray | None:
     """(h, w) values of the channel behind red, green and blue, be it alpha or an infrared image; None without one."""
     try:
         if path.lower().endswith(".npy"):
-            values, turn = read_npy(content), 1
-        else:
-            with Image.open(io.BytesIO(content)) as image:
-                values, turn = deep_values(image, content), _orientation(image)
-                if values is None and image.mode in ("RGBA", "RGBX"):
-                    values = np.asarray(image)
-    except Exception:  # what is damaged is refused when it is decoded
+            values = _read_array(content)
+            return values[..., 3] if values.ndim == 3 and values.shape[2] == 4 else None
+        with open_image(content) as image:
+            if image.mode not in ("RGBA", "RGBX"):
+                return None
+            if deep_values(content) is None:
+                values = np.asarray(image)
+            else:  # Pillow would keep the upper 8 of 16 bits
+                values = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    except ValueError:  # what is damaged is refused when it is decoded
         return None
-    if values is None or values.ndim != 3 or values.shape[2] != 4:
-        return None
-    return upright(values[..., 3], turn)
+    return upright(values[..., 3], orientation(content))
 
 
 def _orientation(image: Image.Image) -> int:

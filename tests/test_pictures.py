@@ -53,12 +53,6 @@ def test_thermal_counts_are_stretched_alike_however_they_are_stored(tmp_path, na
         assert np.array_equal(decode_image(Path(path).read_bytes()), expected.pixels), "in a data set too"
 
 
-def test_a_colour_picture_of_16_bits_keeps_its_brightness(tmp_path):
-    path = saved(tmp_path, "a.png", cv2.cvtColor(colours(), cv2.COLOR_RGB2BGR).astype(np.uint16) * 257)
-    found = read_picture(path)
-    assert np.array_equal(found.pixels, colours()) and not found.note
-
-
 @pytest.mark.parametrize("name, values", [
     ("a.png", np.uint8), ("a.npy", np.uint8), ("a.tiff", np.uint16), ("a.npy", np.uint16)])
 def test_a_file_of_four_channels_given_twice_holds_both_pictures(tmp_path, name, values):
@@ -133,7 +127,7 @@ def test_arrays_that_are_no_pictures_are_refused_in_a_sentence(tmp_path, content
 
 def test_an_array_of_objects_is_not_opened(tmp_path):
     np.save(tmp_path / "a.npy", np.array([[print]]), allow_pickle=True)
-    with pytest.raises(InputError, match="must hold numbers"):
+    with pytest.raises(InputError, match="holds a pickle, which is never opened"):
         read_picture(str(tmp_path / "a.npy"))
 
 
