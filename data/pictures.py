@@ -14,8 +14,8 @@ from .decode import MAX_PIXELS, STRETCH, decode_image, deep_values, open_image, 
 from .npy import read_npy
 from .pairing import INFRARED_WORDS, VISIBLE_WORDS, match_names, stem, words_of
 
-SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".npy", ".pbm", ".pfm", ".pgm", ".png",
-            ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp")
+SUFFIXES = (".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".npy", ".pbm", ".pcx", ".pfm",
+            ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".sgi", ".tga", ".tif", ".tiff", ".webp")
 COLOURED, COLOURED_SHARE = 24, 0.1  # of 255 between a pixel's channels; share of such pixels in a false-colour image
 
 logger = logging.getLogger(__name__)
