@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from bert import Tokenizer
-from data.pictures import to_picture
+from data.pictures import oddities_of_pair, to_picture
 from evaluation.inference import Inference, open_checkpoint
 from models.fuser import EncodedPair
 from utils.color import standardise
@@ -126,6 +126,8 @@ class Predictor:
                 logger.info("%s: %s", name, picture.note)
             pictures.append(picture.pixels)
         visible, infrared = pictures
+        for oddity in oddities_of_pair(visible, infrared):
+            logger.warning("%s", oddity)
         features = self.model.encode_pair(self._to_tensor(visible), self._to_tensor(infrared))
         return Pair(visible, _resampled(infrared, visible.shape[:2]), features)
 
