@@ -9,7 +9,7 @@ from utils.errors import InputError
 
 from .columns import IMAGES, MASK, NULL, read_columns
 from .decode import decode_lumas, decode_mask, decode_pixels
-from .parquet_rows import ParquetRows, RowError, find_parquet
+from .parquet_rows import ParquetRows, ReadLimits, RowError, find_parquet
 from .resize import Squares
 
 TOKENIZED_AT_ONCE = 4096  # sentences; what a tokenizer returns takes kilobytes of each
@@ -57,19 +57,22 @@ class MMRISDataset(torch.utils.data.Dataset):
     """
 
     def __init__(self, path: str, tokenizer, img_size: int = 480, originals: bool = False, masks: bool = True,
-                 lumas: bool = False, bad_rows: str = "stop"):
+                 lumas: bool = False, bad_rows: str = "stop", limits: ReadLimits | None = None):
         if img_size < 1:
             raise ValueError(f"img_size must be a positive number of pixels, not {img_size}")
         if bad_rows not in ("stop", "skip"):
             raise ValueError(f"bad_rows must be stop or skip, not {bad_rows!r}")
         self.img_size, self.bad_rows = img_size, bad_rows
-        self.originals, self.biases, self.lumas = originals, masks, lumas
+        self.originals, self.masks, self.lumas = originals, masks, lumas
         files = find_parquet(path)
         columns = [*IMAGES, MASK] if masks else list(IMAGES)
         self.names, self.questions, self.indices, self._wordless = read_columns(path, files, columns)
         if self._wordless and bad_rows == "stop":
             raise InputError(self._wordless[min(self._wordless)])
-        self._rows = ParquetRows(files, columns)
+        self._rows = ParquetRows(files, columns, limits)
+        if len(self._rows) != len(self.questions):
+            raise InputError(f"{path}: its row groups have {len(self._rows)} rows, its columns {len(self.questions)}; "
+                             "the file is damaged, download or write it again")
         self._squares = Squares(img_size)
         self._memory: dict[str, np.ndarray] = {}
         self.input_ids, self.attention_mask = _tokenize(tokenizer, self.questions)
@@ -85,7 +88,7 @@ class MMRISDataset(torch.utils.data.Dataset):
         count, side = len(rows), self.img_size
         tensors = {"vis": _empty((count, 3, side, side), torch.float32),
                    "ir": _empty((count, 3, side, side), torch.float32)}
-        if self.biases:
+        if self.masks:
             tensors["target"] = _empty((count, side, side), torch.int64)
         samples, good = Samples(), 0
         for row in rows:
@@ -109,13 +112,13 @@ class MMRISDataset(torch.utils.data.Dataset):
         vis, ir = (self._decode(cells, column, row) for column in IMAGES)
         size = vis.shape[1::-1]
         self._squares.pair(vis, ir, sample["vis"], sample["ir"])
-        if self.biases:
+        if self.masks:
             mask = self._decode(cells, MASK, row)
             self._squares.mask(mask, sample["target"])
         sample |= {"input_ids": self.input_ids[row].long(), "attention_mask": self.attention_mask[row].long(),
                    "row": row}
         if self.originals:
-            sample |= {"mask": mask, "size": size} if self.biases else {"size": size}
+            sample |= {"mask": mask, "size": size} if self.masks else {"size": size}
         if self.lumas:
             sample["lumas"] = decode_lumas(*(cells[column] for column in IMAGES))
         return sample
@@ -141,6 +144,11 @@ class MMRISDataset(torch.utils.data.Dataset):
     def windows(self) -> list | None:
         """Which rows lie together in the files, for `epoch_order`; see `ParquetRows.windows`."""
         return self._rows.windows()
+
+    @property
+    def limits(self) -> ReadLimits:
+        """How the files are read, for `epoch_order`."""
+        return self._rows.limits
 
     def shuffle_text(self, seed: int) -> None:
         """Swap the sentences between the samples: none keeps its own, nor, where avoidable, one of the same words.

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from .fuser import EncodedPair, UNetFuser
 from .lavt import LAVT
 
+INPUTS = ("vis", "ir", "input_ids", "attention_mask")  # of the model, in this order; their names in a batch
 
 class Output(NamedTuple):
     """The model's results for a batch."""

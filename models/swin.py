@@ -10,6 +10,8 @@ from timm.models import swin_transformer
 from timm.models.swin_transformer import PatchMerging, window_partition, window_reverse
 from torch import Tensor, nn
 
+from utils.sizes import SMALLEST_SIDE, TOO_SMALL
+
 from .architecture import SwinSize
 from .pwam import PWAM
 
@@ -210,9 +212,8 @@ class LanguageSwin(nn.Module):
         Raises:
             ValueError: the last stage would be a single position, over which InstanceNorm cannot normalise.
         """
-        if max(image.shape[-2:]) <= 32:
-            raise ValueError(f"an image of {image.shape[-2]}×{image.shape[-1]} px is too small: at 32 px and below the "
-                             "last stage is a single position, on which InstanceNorm cannot work")
+        if max(image.shape[-2:]) < SMALLEST_SIDE:
+            raise ValueError(f"an image of {image.shape[-2]}×{image.shape[-1]} px is too small: {TOO_SMALL}")
         mask = mask.to(text.dtype)
         x = self.patch_embed(image)
         features = []
