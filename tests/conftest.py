@@ -8,12 +8,21 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
+README_WEIGHTS = {"lambda_prefusion": 3.0, "w_sobel_vis": 0.0, "w_sobel_ir": 1.0, "w_grad": 1.0, "w_ssim_vis": 0.5,
+                  "w_ssim_ir": 0.0, "w_mse_vis": 0.5, "w_mse_ir": 2.0}
+
+
+def arguments(**changes) -> SimpleNamespace:
+    args = {"swin_type": "tiny", "window12": False, "mha": "", "fusion_drop": 0.0, "prefusion_base_ch": 32,
+            "ck_bert": "", "pretrained_swin_weights": "", "seg_loss": "ce", **README_WEIGHTS}
+    return SimpleNamespace(**(args | changes))
 
 
 def script(name: str, *arguments, ok: bool = True) -> subprocess.CompletedProcess:

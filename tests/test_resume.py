@@ -1,4 +1,4 @@
-"""A run that is killed, told to stop or short of disk space, and goes on."""
+"""A run that is killed, stopped or short of disk space, and resumed."""
 import fcntl
 import json
 import os
@@ -56,13 +56,13 @@ class Run(subprocess.Popen):
 
 
 def kill_and_resume(scenes, folder: Path, workers: int, chance: random.Random) -> str:
-    """Kill a run at an arbitrary point, have it go on, and do so again; where it went on, in words."""
+    """Kill a run at an arbitrary point and resume it; where it resumed, in words."""
     process = Run(scenes, folder, "-j", workers, "--save_every_minutes", 0)
     process.wait_for(chance.randint(1, 22))
     os.killpg(process.pid, signal.SIGKILL)
     process.finish()
     resumed = train(scenes, folder, *LENGTH, "-j", workers, "--resume", "auto")
-    return next((line for line in resumed.stdout.splitlines() if "going on at" in line), "nothing saved yet")
+    return next((line for line in resumed.stdout.splitlines() if "resuming at" in line), "nothing saved yet")
 
 
 def record(folder: Path) -> list[dict]:
@@ -88,20 +88,20 @@ def undisturbed(scenes, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(("workers", "seed"), [(0, 1), (0, 2), (2, 3)])
-def test_a_killed_run_goes_on_to_the_same_weights_and_log(workers, seed, undisturbed, scenes, tmp_path):
+def test_a_killed_run_resumes_to_the_same_weights_and_log(workers, seed, undisturbed, scenes, tmp_path):
     print(kill_and_resume(scenes, tmp_path, workers, random.Random(seed)))
     assert_same_outcome(undisturbed, tmp_path)
 
 
 @pytest.mark.parametrize(("number", "updates"), [(signal.SIGTERM, 3), (signal.SIGINT, 9), (signal.SIGUSR1, 2)])
-def test_a_signal_saves_and_says_how_to_go_on(number, updates, undisturbed, scenes, tmp_path):
+def test_a_signal_saves_and_says_how_to_resume(number, updates, undisturbed, scenes, tmp_path):
     """The scheduler signals the whole process group, the processes that load data included."""
     process = Run(scenes, tmp_path, "-j", 1)
     process.wait_for(updates)
     os.killpg(process.pid, number)
     output = process.finish()
     assert process.returncode == 128 + number, output
-    assert f"stopped by {number.name}; the run so far is in {tmp_path / 'last.pth'}; to go on:" in output
+    assert f"stopped by {number.name}; the run so far is in {tmp_path / 'last.pth'}; to resume it:" in output
     assert "Traceback" not in output
     words = output.strip().splitlines()[-1].replace("''", "").split()
     assert words[:2] == ["python", "train_with_lavt.py"] and words[-2:] == ["--resume", "auto"]
@@ -128,7 +128,7 @@ def test_everything_in_use_is_restored(scenes, tmp_path):
                            averaged["prefusion_model"]["net.outc.weight"])
 
 
-def test_a_full_disk_costs_a_warning_and_the_old_file_stays(undisturbed, scenes, tmp_path):
+def test_on_a_full_disk_training_ends_with_an_error_and_the_old_file_stays(undisturbed, scenes, tmp_path):
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     before = (tmp_path / "last.pth").read_bytes()
     limit = 10 * 2 ** 20  # bytes; a checkpoint has more
@@ -136,14 +136,16 @@ def test_a_full_disk_costs_a_warning_and_the_old_file_stays(undisturbed, scenes,
         [sys.executable, *training(scenes, tmp_path, *LENGTH, "--epochs", 4, "--resume", "auto")], cwd=ROOT,
         capture_output=True, text=True, check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 1, result.stderr
+    assert "error: --output-dir: these files could not be written, see the warnings above: " in result.stderr
+    assert "last.pth" in result.stderr.splitlines()[-1]
     assert "WARNING: last.pth could not be written, training goes on:" in result.stdout
     assert (tmp_path / "last.pth").read_bytes() == before
-    assert not list(tmp_path.glob(".*"))
+    assert [path.name for path in tmp_path.glob(".*")] == [".lock"]
     assert len(record(tmp_path)) == 4
 
 
-def test_the_same_steps_are_not_told_to_tensorboard_twice(undisturbed, scenes, tmp_path):
+def test_tensorboard_holds_no_step_twice(undisturbed, scenes, tmp_path):
     process = Run(scenes, tmp_path, "--save_every_minutes", 0, "--print-freq", 1)
     process.wait_for(8)
     process.kill()
@@ -157,14 +159,14 @@ def test_nothing_to_resume_starts_anew_and_a_finished_run_ends_at_once(undisturb
     result = train(scenes, undisturbed, *LENGTH, "--resume", "auto")
     assert "this run is finished; raise --epochs" in result.stdout and "epoch 2: loss" not in result.stdout
     result = train(scenes, tmp_path, "--epochs", 1, "--resume", "auto")
-    assert "going on" not in result.stdout and len(record(tmp_path)) == 1
+    assert "resuming at" not in result.stdout and len(record(tmp_path)) == 1
 
 
 def test_what_differs_from_the_run_so_far_is_said(undisturbed, scenes, tmp_path):
     result = train(scenes, tmp_path, *LENGTH, "--epochs", 4, "--lr_seg", 2e-4, "-b", 8, "--resume",
                    undisturbed / "last.pth")
     for words in ("epochs is 4, it was 3", "lr_seg is 0.0002, it was 0.001", "batch_size is 8, it was 4"):
-        assert f"WARNING: the run goes on otherwise than it began: {words}" in result.stdout
+        assert f"WARNING: this run differs from the one it resumes: {words}" in result.stdout
     assert len(record(tmp_path)) == 4
     assert record(tmp_path)[3]["lr_seg"] == pytest.approx(2e-4 * 0.25 ** 0.9)
     assert (tmp_path / "model_best_lavt.pth").exists()  # though an earlier epoch, in the other folder, may be better

@@ -268,7 +268,7 @@ def test_a_vocabulary_larger_than_the_text_encoder_is_refused(scenes, tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(words + ["zebra"]))
     result = train(scenes, tmp_path / "out", "--bert_tokenizer", tmp_path, ok=False)
     assert result.returncode == 1
-    assert "it must be that of the BERT in --ck_bert" in result.stderr
+    assert "name the folder with the vocabulary of its BERT" in result.stderr
 
 
 def test_curves_of_several_runs_are_drawn_side_by_side(trained, tmp_path):

@@ -11,11 +11,25 @@ BERT = "./bert/pretrained_weights/bert-base-uncased"
 SPLITS = ("train", "val", "test")
 
 
+class Ignored(argparse.Action):
+    """A flag that is accepted and has no effect."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        pass
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse's, but a wrong command line is one sentence, and `-` and `_` in the names of flags are the same.
 
     The published command lines have flags of both kinds.
+
+    Args:
+        elsewhere: flags of other programs, spelt with `_`, and for each what to do instead, for the error message.
     """
+
+    def __init__(self, *args, elsewhere: dict[str, str] | None = None, **options):
+        super().__init__(*args, **options)
+        self.elsewhere = elsewhere or {}
 
     def error(self, message: str):
         self.exit(UsageError.exit_code, f"error: {message.rstrip('.')}; see --help\n")
@@ -23,6 +37,9 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):
         words = list(sys.argv[1:] if args is None else args)
         end = words.index("--") if "--" in words else len(words)  # what follows are no flags
+        for name in (word.partition("=")[0] for word in words[:end]):
+            if advice := self.elsewhere.get(f"--{name[2:].replace('-', '_')}" if name.startswith("--") else name):
+                self.error(f"argument {name}: there is no such flag here; {advice}")
         return super().parse_known_args([*map(self._as_declared, words[:end]), *words[end:]], namespace)
 
     def _as_declared(self, word: str) -> str:
@@ -34,16 +51,18 @@ class ArgumentParser(argparse.ArgumentParser):
         return word
 
 
-def at_least(least: float, kind: type = int):
-    """An argparse type: a finite number of `kind` (int or float) from `least` on."""
+def at_least(least: float, kind: type = int, most: float = math.inf):
+    """An argparse type: a finite number of `kind` (int or float) from `least` on, up to `most`."""
     def parse(text: str):
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not least <= value < math.inf:
-            raise argparse.ArgumentTypeError(f"must be a{' whole' if kind is int else ''} number of at least {least}, "
-                                             f"not {text!r}")
+        if not least <= value <= most or value == math.inf:
+            limit = f"at most {most}" if value > most else f"at least {least}"
+            shown = text if len(text) <= 40 else f"{text[:40]}…"
+            raise argparse.ArgumentTypeError(f"must be a{' whole' if kind is int else ''} number of {limit}, not "
+                                             f"{shown!r}")
         return value
     return parse
 

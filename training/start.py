@@ -1,0 +1,107 @@
+"""The weights that a new run starts from: all networks of a checkpoint, or one by one."""
+import logging
+from dataclasses import replace
+
+from torch import nn
+
+from models.architecture import Architecture, parse_heads
+from utils import checkpoint
+from utils.errors import InputError, naming
+
+logger = logging.getLogger(__name__)
+
+NAMES = {"model": "LAVT", "prefusion_model": "the fuser", "bert_model": "BERT"}  # by key in a checkpoint
+
+
+def load_pretrained(model: nn.Module, *, swin: str = "", lavt_one: str = "", lavt_head: bool = False, fuser: str = ""
+                    ) -> None:
+    """Fill networks of a `models.RISFusion` one by one; of an empty path they keep their weights.
+
+    Args:
+        swin: Swin's ImageNet weights, for the backbone.
+        lavt_one: LAVT checkpoint, for backbone and BERT.
+        lavt_head: take its classifier too.
+        fuser: bare state dict or checkpoint, for the fuser.
+    Raises:
+        UsageError, InputError: naming the argument of `train_with_lavt.py` and the file.
+    """
+    if swin and model.segmenter is not None:
+        with naming("pretrained_swin_weights"):
+            checkpoint.load_swin_weights(model.segmenter.backbone, swin)
+    if lavt_one:
+        with naming("init_from_lavt_one"):
+            try:
+                checkpoint.load_lavt_one(model, lavt_one, with_head=lavt_head)
+            except InputError as error:
+                if "prefusion_model" not in checkpoint.read(lavt_one):
+                    raise
+                raise InputError(f"{lavt_one} is a checkpoint of RIS-FUSION, not of LAVT alone; to start from all its "
+                                 "networks, give it as init_from") from error
+    if fuser:
+        with naming("ck_prefusion"):
+            checkpoint.load_fuser(model.fuser, fuser)
+
+
+def window_of(content: dict, architecture: Architecture) -> Architecture:
+    """`architecture` with the attention window of a checkpoint's LAVT; unchanged if none can be seen there."""
+    try:
+        return replace(architecture, window=_sizes(content).window)
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return architecture
+
+
+def load_networks(model: nn.Module, architecture: Architecture, content: dict, path: str) -> None:
+    """Fill all networks of `model` from a checkpoint in the released format; BERT stays as it is if the file has none.
+
+    Args:
+        model: a `models.RISFusion`.
+        architecture: what it was built from.
+        content: as `utils.checkpoint.read` gives it.
+    Raises:
+        InputError: a network is absent or does not fit; the message says which would, and what the file holds.
+    """
+    networks = {key: getattr(model, name) for key, name in checkpoint.PARTS.items()
+                if getattr(model, name) is not None and (key != "bert_model" or key in content)}
+    fitting = [key for key, network in networks.items() if _fits(network, content.get(key))]
+    differences = _differences(content, architecture)
+    if len(fitting) < len(networks) or differences:
+        misfits = [NAMES[key] for key in networks if key not in fitting]
+        would = f"{' and '.join(NAMES[key] for key in fitting)} would fit" if fitting else "nothing in it fits"
+        advice = f"set {', '.join(differences)}" if differences else "name the configuration of the BERT in it"
+        raise InputError(f"{path} does not fit this run{': ' if misfits else ''}{' and '.join(misfits)} "
+                         f"differ{'s' if len(misfits) == 1 else ''}, {would}; {advice}")
+    if "bert_model" not in content:
+        logger.warning("WARNING: %s has no 'bert_model'; the text encoder starts from its own folder", path)
+    for key, network in networks.items():
+        checkpoint.load_strictly(network, content[key], f"{key!r} in {path}")
+        logger.info("%s → %s: %d tensors taken", path, NAMES[key], len(content[key]))
+
+
+def _fits(network: nn.Module, tensors) -> bool:
+    """Whether a state dict has all tensors of a network; what follows from the window's size may be absent."""
+    return isinstance(tensors, dict) and all(
+        key.endswith("relative_position_index") if key not in tensors else
+        getattr(tensors[key], "shape", None) == tensor.shape for key, tensor in network.state_dict().items())
+
+
+def _sizes(content: dict) -> Architecture:
+    return Architecture.from_weights(content["model"], content["prefusion_model"])
+
+
+def _differences(content: dict, architecture: Architecture) -> list[str]:
+    """The settings with which the file was made where they are others than those of `architecture`, in words."""
+    try:
+        theirs = _sizes(content)
+    except (AttributeError, LookupError, TypeError, ValueError):  # without LAVT, or of unknown sizes
+        return []
+    differences = [f"{name} to {getattr(theirs, name)}" for name in ("swin_type", "prefusion_base_ch")
+                   if getattr(theirs, name) != getattr(architecture, name)]
+    if theirs.window != architecture.window:
+        differences.append("window12" if theirs.window == 12 else "no window12")
+    stored = str(checkpoint.stored_args(content).get("mha") or "")
+    try:
+        if parse_heads(stored) != architecture.pwam_heads:
+            differences.append(f"mha to {stored or '1-1-1-1'}")
+    except ValueError:
+        pass
+    return differences
