@@ -145,14 +145,17 @@ def test_on_a_full_disk_training_ends_with_an_error_and_the_old_file_stays(undis
     assert len(record(tmp_path)) == 4
 
 
-def test_tensorboard_holds_no_step_twice(undisturbed, scenes, tmp_path):
-    process = Run(scenes, tmp_path, "--save_every_minutes", 0, "--print-freq", 1)
+def test_tensorboard_holds_no_step_twice_and_the_rates_of_all(undisturbed, scenes, tmp_path):
+    process = Run(scenes, tmp_path, "--save_every_minutes", 0, "--print-freq", 1, "--lr_pf", 3e-3)
     process.wait_for(8)
     process.kill()
     process.finish()
-    train(scenes, tmp_path, *LENGTH, "--print-freq", 1, "--resume", "auto")
+    train(scenes, tmp_path, *LENGTH, "--print-freq", 1, "--lr_pf", 3e-3, "--resume", "auto")
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in board.Scalars("loss/total")] == list(range(1, 13))
+    for name, rate in (("lr_seg", 1e-3), ("lr_pf", 3e-3)):  # after each step: what the next one uses
+        assert [event.value for event in board.Scalars(f"learning_rate/{name}")] == pytest.approx(
+            [rate * (1 - step / 12) ** 0.9 for step in range(1, 13)], abs=1e-9)
 
 
 def test_nothing_to_resume_starts_anew_and_a_finished_run_ends_at_once(undisturbed, scenes, tmp_path):
@@ -184,6 +187,52 @@ def test_a_file_that_cannot_be_resumed_is_named(undisturbed, scenes, tmp_path):
         result = train(scenes, tmp_path / "out", *LENGTH, *flags, "--resume", path, ok=False)
         assert result.returncode == code, result.stderr
         assert message in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_changed_byte_in_the_tensors_is_found(undisturbed, scenes, tmp_path):
+    content = checkpoint.read(str(undisturbed / "last.pth"))
+    moment = content["training"]["optimizer"]["state"][3]["exp_avg"].numpy().tobytes()
+    whole = bytearray((undisturbed / "last.pth").read_bytes())
+    whole[whole.index(moment) + len(moment) // 2] ^= 16
+    (tmp_path / "last.pth").write_bytes(whole)
+    result = train(scenes, tmp_path / "out", *LENGTH, "--resume", tmp_path / "last.pth", ok=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: --resume: {tmp_path / 'last.pth'} is damaged: the checksum of ")
+
+
+@pytest.mark.parametrize(("place", "value"), [
+    (("progress",), [1]), (("progress", "epoch"), "1"), (("progress", "epoch"), -1), (("progress", "step"), 1.5),
+    (("progress", "sums"), {"total": "x"}), (("progress", "history"), [3]), (("progress", "left_out"), "row 3"),
+    (("progress", "unknown"), 1), (("rows",), "16"), (("random",), {}), (("random",), [3]),
+    (("random", 0, "torch"), torch.zeros(3)), (("random", 0, "numpy"), ("MT19937", torch.zeros(5), 1, 0, 0.0)),
+    (("random", 0, "python"), (3, (1, 2), None)), (("scaler",), {}), (("scaler", "scale"), "large"),
+    (("optimizer",), {}), (("optimizer", "param_groups"), [{}]), (("optimizer", "state"), [1]),
+    (("optimizer", "state", 3, "exp_avg"), torch.zeros(2, 2, 2)), (("optimizer", "state", 3), {"step": 1.0}),
+    (("weights",), [1]), ((), "none")])
+def test_a_training_state_of_another_form_is_refused(place, value, undisturbed, scenes, tmp_path):
+    content = checkpoint.read(str(undisturbed / "last.pth"))
+    *path, last = ("training", *place)
+    part = content
+    for key in path:
+        part = part[key]
+    part[last] = value
+    torch.save(content, tmp_path / "last.pth")
+    result = train(scenes, tmp_path / "out", *LENGTH, "--epochs", 4, "--resume", tmp_path / "last.pth", ok=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: --resume: ") and str(tmp_path / "last.pth") in result.stderr
+    assert len(result.stderr.splitlines()) == 1 and "Traceback" not in result.stderr
+
+
+def test_a_second_run_into_the_same_folder_is_refused_while_the_first_lives(scenes, tmp_path):
+    process = Run(scenes, tmp_path, "--epochs", 1000, "-j", 1)
+    process.wait_for(2)
+    second = train(scenes, tmp_path, *LENGTH, ok=False)
+    assert second.returncode == 2
+    assert f"--output-dir: another training run is writing to {str(tmp_path)!r}" in second.stderr
+    process.kill()
+    process.wait()  # its worker process lives on for a moment
+    train(scenes, tmp_path, *LENGTH, "--epochs", 1)
+    process.finish()
 
 
 def test_a_checkpoint_can_be_evaluated_without_training(undisturbed, scenes, tmp_path):

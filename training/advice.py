@@ -1,11 +1,7 @@
-"""What helps where objects are hard to find or memory runs out; settings are named as the training flags are."""
-import contextlib
+"""What helps where objects are hard to find; settings are named as the training flags are."""
 import math
 
 import numpy as np
-
-from utils.device import is_out_of_memory
-from utils.errors import InputError
 
 SMALL = 0.01  # share of the picture; below it an object is small
 SAMPLED = 64  # rows whose masks are looked at
@@ -53,21 +49,3 @@ def nothing_found(counts, seg_loss: str) -> str | None:
     what = "misses every object" if predicted else "predicts no object at all"
     loss = "seg_loss bce_area or dice, " if seg_loss == "ce" else ""
     return f"the model {what} on the validation set (overall IoU 0); what helps: {loss}more epochs, a larger img_size"
-
-
-@contextlib.contextmanager
-def for_memory(what: str, ways: list[str]):
-    """A context in which running out of memory is an error of one sentence.
-
-    Args:
-        what: needs the memory, and where.
-        ways: what to do about it.
-    Raises:
-        InputError
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise InputError(f"out of memory with {what}; {', '.join(ways)}") from error

@@ -63,7 +63,7 @@ def resuming_command(words: list[str], environment: dict[str, str]) -> str:
 
 def describe_epoch(entry: dict) -> str:
     """One line about an epoch, from its entry in the log."""
-    shown = "".join(f", {name} {entry[name]:.{digits}f}"
+    shown = "".join(f", {name} {_number(entry[name], digits)}"
                     for name, digits in (("mIoU", 2), ("oIoU", 2), ("val_total", 4)) if name in entry)
     loss = "no step with a finite loss" if entry["total"] is None else f"loss {entry['total']:.4f}"
     return f"epoch {entry['epoch']}: {loss}{shown}, {entry['samples_per_second']:.1f} samples/s"
@@ -82,5 +82,10 @@ def describe_end(progress: Progress, epochs: int, best: str) -> str:
     entry = next((entry for entry in progress.history if entry["epoch"] == progress.best_epoch), None)
     if entry is None:  # stored by a run that did not note the epoch
         return f"{done}; the best is in {best}"
-    score = f"overall IoU {entry['oIoU']:.2f}" if "oIoU" in entry else f"val_total {entry['val_total']:.4f}"
+    score = (f"overall IoU {_number(entry['oIoU'], 2)}" if "oIoU" in entry else
+             f"val_total {_number(entry['val_total'], 4)}")
     return f"{done}; best {score}, of epoch {progress.best_epoch}, in {best}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "not finite" if value is None else f"{value:.{digits}f}"

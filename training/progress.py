@@ -89,13 +89,14 @@ class Progress:
         self.best, self.best_loss, self.best_epoch = -math.inf, math.inf, None
 
     def entry(self, metrics: dict[str, float], validation_left_out: list[str]) -> dict:
-        """What log.jsonl says about this epoch; `total` is None where no step had a finite loss.
+        """What log.jsonl says about this epoch; None where a value is not finite, `total` if no step's loss was.
 
         Args:
             metrics: of the validation.
             validation_left_out: messages about validation rows that could not be used.
         """
-        return {"epoch": self.epoch, "total": None, **self.means(), **self.rates, **metrics,
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        return {"epoch": self.epoch, "total": None, **self.means(), **self.rates, **finite,
                 "skipped_steps": self.skipped, "left_out": sorted(self.left_out),
                 "validation_left_out": sorted(validation_left_out), "seconds": self.seconds,
                 "samples_per_second": self.samples / self.seconds if self.seconds else 0.0}

@@ -95,8 +95,9 @@ class RunRecord:
             name = f"epoch_{entry['epoch']:03d}.png"
             with self._attempt(name), replacing(os.path.join(self.pictures, name)) as path:
                 Image.fromarray(sheet).save(path, format="png")
-        self._scalars({f"validation/{name}": value for name, value in entry.items() if name.startswith(
-            ("mIoU", "oIoU", "cIoU", "Precision", "Recall", "F1", "precision@", "val_"))}, step)
+        shown = ("mIoU", "oIoU", "cIoU", "Precision", "Recall", "F1", "precision@", "val_")
+        self._scalars({f"validation/{name}": value for name, value in entry.items()
+                       if name.startswith(shown) and isinstance(value, int | float)}, step)
         if sheet is not None:
             self._to_board(lambda board: board.add_image("validation", sheet, step, dataformats="HWC"))
         self._to_board(lambda board: board.flush())

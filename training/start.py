@@ -58,18 +58,19 @@ def load_networks(model: nn.Module, architecture: Architecture, content: dict, p
         architecture: what it was built from.
         content: as `utils.checkpoint.read` gives it.
     Raises:
-        InputError: a network is absent or does not fit; the message says which would, and what the file holds.
+        InputError: a network is absent or does not fit; the message says which would, and what to set.
     """
     networks = {key: getattr(model, name) for key, name in checkpoint.PARTS.items()
                 if getattr(model, name) is not None and (key != "bert_model" or key in content)}
-    fitting = [key for key, network in networks.items() if _fits(network, content.get(key))]
-    differences = _differences(content, architecture)
-    if len(fitting) < len(networks) or differences:
-        misfits = [NAMES[key] for key in networks if key not in fitting]
-        would = f"{' and '.join(NAMES[key] for key in fitting)} would fit" if fitting else "nothing in it fits"
-        advice = f"set {', '.join(differences)}" if differences else "name the configuration of the BERT in it"
-        raise InputError(f"{path} does not fit this run{': ' if misfits else ''}{' and '.join(misfits)} "
-                         f"differ{'s' if len(misfits) == 1 else ''}, {would}; {advice}")
+    fitting = [NAMES[key] for key, network in networks.items() if _fits(network, content.get(key))]
+    problems = [f"{NAMES[key]} {'differs' if key in content else 'is absent'}" for key in networks
+                if NAMES[key] not in fitting]
+    advice = _advice(content, architecture)
+    if problems or advice:
+        raise InputError(
+            f"{path} does not fit this run: {', '.join(problems) or 'PWAM had other heads'}; "
+            f"{' and '.join(fitting) + ' would fit' if fitting else 'nothing in it fits'}; "
+            f"{', '.join(advice) or 'the BERT of this run must be the one in it, and its sizes must be known here'}")
     if "bert_model" not in content:
         logger.warning("WARNING: %s has no 'bert_model'; the text encoder starts from its own folder", path)
     for key, network in networks.items():
@@ -88,20 +89,17 @@ def _sizes(content: dict) -> Architecture:
     return Architecture.from_weights(content["model"], content["prefusion_model"])
 
 
-def _differences(content: dict, architecture: Architecture) -> list[str]:
-    """The settings with which the file was made where they are others than those of `architecture`, in words."""
+def _advice(content: dict, architecture: Architecture) -> list[str]:
+    """Which settings to change so that networks with `architecture` fit a file; none where it is not of known sizes."""
     try:
         theirs = _sizes(content)
+        heads = parse_heads(str(checkpoint.stored_args(content).get("mha") or ""))
     except (AttributeError, LookupError, TypeError, ValueError):  # without LAVT, or of unknown sizes
         return []
-    differences = [f"{name} to {getattr(theirs, name)}" for name in ("swin_type", "prefusion_base_ch")
-                   if getattr(theirs, name) != getattr(architecture, name)]
+    advice = [f"set {name} to {getattr(theirs, name)}" for name in ("swin_type", "prefusion_base_ch")
+              if getattr(theirs, name) != getattr(architecture, name)]
     if theirs.window != architecture.window:
-        differences.append("window12" if theirs.window == 12 else "no window12")
-    stored = str(checkpoint.stored_args(content).get("mha") or "")
-    try:
-        if parse_heads(stored) != architecture.pwam_heads:
-            differences.append(f"mha to {stored or '1-1-1-1'}")
-    except ValueError:
-        pass
-    return differences
+        advice.append("set window12" if theirs.window == 12 else "leave out window12")
+    if heads != architecture.pwam_heads:
+        advice.append(f"set mha to {'-'.join(map(str, heads))}")
+    return advice
