@@ -23,6 +23,7 @@ from training import state as training_state
 from training.autosave import Autosave, Stopped
 from training.description import describe_end, describe_epoch, describe_run, resuming_command
 from training.lock import locked
+from training.memory import lower_memory, out_of_memory_says
 from training.optimizer import build_optimizer, learning_rates, polynomial_decay, trained_networks
 from training.progress import LEAST_IOU, Progress
 from training.run_record import RunRecord
@@ -43,11 +44,6 @@ from utils.files import set_aside
 from utils.flags import make_folder
 from utils.text import counted
 
-try:
-    from models import fast
-except ImportError:  # the folder may be deleted: the same results, slower and in more memory
-    fast = None
-
 VALIDATION_PICTURES = 8
 RUN_FILES = r"log\.jsonl|run\.json|curves\.png|tensorboard|(last|epoch_\d+|model_best_.*)\.pth"
 
@@ -67,7 +63,7 @@ def run_job(args: Namespace) -> None:
         seed_everything(args.seed)
         try:
             batch = f"{args.batch_size} samples of {args.img_size}×{args.img_size} pixels on {device}"
-            with advice.for_memory(batch, ways_to_save_memory(args)):
+            with out_of_memory_says(batch, ways_to_save_memory(args)):
                 if args.eval_only:
                     evaluate_only(args, device)
                 else:
@@ -94,13 +90,13 @@ def train(args: Namespace, device: torch.device) -> None:
     epoch_steps = rows // step_samples
 
     # Model
-    with advice.for_memory(f"these networks on {device}", ["lower --prefusion_base_ch", "take a smaller --swin_type"]):
+    with out_of_memory_says(f"these networks on {device}", ["lower --prefusion_base_ch", "take a smaller --swin_type"]):
         model = build_networks(args, tokenizer, state.get("weights", content) if state else None)
         if can_sync_batchnorm(device) and several:
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
         model.to(device, memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
     warn_if_slow(device, dtype)
-    install_fast(args, model, device)
+    lower_memory(model, device, activation_checkpointing=args.grad_checkpointing)
     ema = build_ema(args, model, content)
     averaged = ema.module if ema else model  # what is validated and stored as the model
     if args.torchcompile:
@@ -234,12 +230,9 @@ def build_networks(args: Namespace, tokenizer: Tokenizer, resumed: dict | None =
     Args:
         resumed: state dicts of all networks, from the checkpoint of `--resume`.
     """
-    with naming("init_from"):
-        initial = checkpoint.read(args.init_from) if args.init_from and resumed is None else None
-        if initial is not None:
-            training_state.check_intact(args.init_from)
-    architecture = resolve_architecture(args, initial or resumed)
+    initial = read_intact("init_from", args.init_from) if args.init_from and resumed is None else None
     loaded = initial if resumed is None else resumed
+    architecture = resolve_architecture(args, loaded)
     text_encoder = build_text_encoder(args.ck_bert, pretrained=loaded is None or "bert_model" not in loaded)
     with naming("bert_tokenizer"):
         check_vocabulary(tokenizer, text_encoder)
@@ -276,19 +269,6 @@ def resolve_architecture(args: Namespace, loaded: dict | None) -> Architecture:
         architecture = start.window_of(loaded, architecture)
     args.window12 = architecture.window == 12
     return architecture
-
-
-def install_fast(args: Namespace, model: RISFusion, device: torch.device) -> None:
-    """Make the model train in less memory, as the flags say and the device allows."""
-    if args.grad_checkpointing:
-        if fast is None:
-            raise UsageError("the folder models/fast/, which it needs, is absent; leave the flag out",
-                             "grad-checkpointing")
-        fast.checkpoint_activations(model)
-        fast.return_freed_memory(device)
-    elif fast is not None:
-        fast.save_memory(model, device)
-        fast.keep_freed_memory(device)
 
 
 def build_ema(args: Namespace, model: RISFusion, content: dict) -> ModelEmaV3 | None:
@@ -332,15 +312,22 @@ def read_resumed(args: Namespace) -> tuple[dict, dict | None]:
     """The content of the checkpoint of `--resume` and the training state in it; without that flag, nothing."""
     if not args.resume:
         return {}, None
+    content = read_intact("resume", args.resume)
     with naming("resume"):
-        content = checkpoint.read(args.resume)
-        training_state.check_intact(args.resume)
         state = training_state.unpack(content, args.resume)
-        if state is None:
-            raise InputError(f"{args.resume} holds weights but no state of a training run, as last.pth does; to start "
-                             "a new run from these weights, name the file with --init_from, or with --ck_prefusion "
-                             "for its fuser alone")
+    if state is None:
+        raise InputError(f"{args.resume} holds weights but no state of a training run, as last.pth does; to start a "
+                         "new run from them, name the file with --init_from, or with --ck_prefusion for its fuser "
+                         "alone", "resume")
     return content, state
+
+
+def read_intact(flag: str, path: str) -> dict:
+    """Read a checkpoint that a flag names, and compare its checksums."""
+    with naming(flag):
+        content = checkpoint.read(path)
+        training_state.check_intact(path)
+    return content
 
 
 def restore(args: Namespace, content: dict, state: dict, optimizer, scaler, rows: int, step_samples: int) -> list[str]:

@@ -220,13 +220,13 @@ def test_a_checkpoint_without_bert_gives_the_other_networks(trained, scenes, tmp
 
 
 @pytest.mark.parametrize(("flags", "words"), [
-    (["--prefusion_base_ch", 8], "the fuser differs, LAVT and BERT would fit; set prefusion_base_ch to 4"),
-    (["--swin_type", "tiny"], "LAVT differs, the fuser and BERT would fit; set swin_type to micro"),
-    (["--window12"], "LAVT differs, the fuser and BERT would fit; set no window12"),
-    (["--mha", "1-2-4-8"], "set mha to 1-1-1-1"),
+    (["--prefusion_base_ch", 8], "the fuser differs; LAVT and BERT would fit; set prefusion_base_ch to 4"),
+    (["--swin_type", "tiny"], "LAVT differs; the fuser and BERT would fit; set swin_type to micro"),
+    (["--window12"], "LAVT differs; the fuser and BERT would fit; leave out window12"),
+    (["--mha", "1-2-4-8"], "PWAM had other heads; LAVT and the fuser and BERT would fit; set mha to 1-1-1-1"),
     (["--swin_type", "tiny", "--prefusion_base_ch", 8],
-     "LAVT and the fuser differ, BERT would fit; set swin_type to micro, prefusion_base_ch to 4"),
-    (["BERT"], "BERT differs, LAVT and the fuser would fit; name the configuration of the BERT in it")])
+     "LAVT differs, the fuser differs; BERT would fit; set swin_type to micro, set prefusion_base_ch to 4"),
+    (["BERT"], "BERT differs; LAVT and the fuser would fit; the BERT of this run must be the one in it")])
 def test_a_checkpoint_of_other_sizes_is_refused_with_what_would_fit(flags, words, trained, scenes, tmp_path):
     if flags == ["BERT"]:
         write_tiny_bert(str(tmp_path / "bert"), ["the man"], layers=3)
