@@ -82,6 +82,7 @@ def train(args: Namespace, device: torch.device) -> None:
     main_process, several = distributed.rank() == 0, distributed.world_size() > 1
     dtype = getattr(torch, args.amp_dtype) if args.amp else None
     content, state = read_resumed(args)
+    source = content or read_initial(args)  # the checkpoint that all weights come from, if they do
 
     # Data
     tokenizer = open_tokenizer(args)
@@ -91,7 +92,7 @@ def train(args: Namespace, device: torch.device) -> None:
 
     # Model
     with out_of_memory_says(f"these networks on {device}", ["lower --prefusion_base_ch", "take a smaller --swin_type"]):
-        model = build_networks(args, tokenizer, state.get("weights", content) if state else None)
+        model = build_networks(args, tokenizer, source, state.get("weights") if state else None)
         if can_sync_batchnorm(device) and several:
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
         model.to(device, memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
@@ -121,9 +122,9 @@ def train(args: Namespace, device: torch.device) -> None:
     if main_process:
         move_earlier_run(args)
     record = RunRecord(args.output_dir, args.eval_vis_dir, scheduler.last_epoch, active=main_process)
-    record.start(describe_run(
-        vars(args), sys.argv, device, model, precision=args.amp_dtype if args.amp else "tf32" if args.tf32 else
-        "float32", training_rows=rows, validation_rows=len(val_loader.dataset), step_samples=step_samples))
+    precision = args.amp_dtype if args.amp else "tf32" if args.tf32 else "float32"
+    record.start(describe_run(vars(args), sys.argv, device, model, precision=precision, training_rows=rows,
+                              validation_rows=len(val_loader.dataset), step_samples=step_samples))
     if main_process and not args.train_fuser_only:
         pixels = advice.object_pixels(val_loader.dataset)
         if problem := advice.small_objects(pixels, args.img_size, args.seg_loss):
@@ -178,8 +179,7 @@ def train(args: Namespace, device: torch.device) -> None:
 
 def evaluate_only(args: Namespace, device: torch.device) -> None:
     """Print how good the checkpoint of `--resume` is on the validation set."""
-    with naming("resume"):
-        content = checkpoint.read(args.resume)
+    content = read_intact("resume", args.resume)
     tokenizer = open_tokenizer(args)
     loader = validation_data(args, tokenizer, device)
     model = build_networks(args, tokenizer, content).to(device)
@@ -224,25 +224,24 @@ def open_tokenizer(args: Namespace) -> Tokenizer:
         return Tokenizer(args.bert_tokenizer)
 
 
-def build_networks(args: Namespace, tokenizer: Tokenizer, resumed: dict | None = None) -> RISFusion:
-    """The joint model, frozen as the flags say, with the weights of `resumed` or, without it, those to start from.
+def build_networks(args: Namespace, tokenizer: Tokenizer, source: dict, weights: dict | None = None) -> RISFusion:
+    """The joint model with the weights to start from, frozen as the flags say.
 
     Args:
-        resumed: state dicts of all networks, from the checkpoint of `--resume`.
+        source: content of the checkpoint of `--resume`, else of `--init_from`, else empty.
+        weights: state dicts to resume from where those of `source` are averaged ones.
     """
-    initial = read_intact("init_from", args.init_from) if args.init_from and resumed is None else None
-    loaded = initial if resumed is None else resumed
-    architecture = resolve_architecture(args, loaded)
-    text_encoder = build_text_encoder(args.ck_bert, pretrained=loaded is None or "bert_model" not in loaded)
+    architecture = resolve_architecture(args, source)
+    text_encoder = build_text_encoder(args.ck_bert, pretrained="bert_model" not in source)
     with naming("bert_tokenizer"):
         check_vocabulary(tokenizer, text_encoder)
     model = assemble(architecture, text_encoder, segment=not args.train_fuser_only)
-    if resumed is not None:
+    if args.resume:
         with naming("resume"):
-            checkpoint.load_parts(model, resumed, args.resume)
-    elif initial is not None:
+            checkpoint.load_parts(model, weights or source, args.resume)
+    elif args.init_from:
         with naming("init_from"):
-            start.load_networks(model, architecture, initial, args.init_from)
+            start.load_networks(model, architecture, source, args.init_from)
     else:
         start.load_pretrained(model, swin=args.pretrained_swin_weights, lavt_one=args.init_from_lavt_one,
                               lavt_head=args.load_lavt_head, fuser=args.ck_prefusion)
@@ -253,20 +252,17 @@ def build_networks(args: Namespace, tokenizer: Tokenizer, resumed: dict | None =
     return model
 
 
-def resolve_architecture(args: Namespace, loaded: dict | None) -> Architecture:
-    """The sizes of the networks; sets `args.window12` to what it comes to, so that checkpoints store it.
+def resolve_architecture(args: Namespace, source: dict) -> Architecture:
+    """The sizes of the networks; sets `args.window12` to what was decided, so that checkpoints store that.
 
-    With `--init_from` no Swin file is read, so it is the checkpoint that implies a window, not that file's name.
-
-    Args:
-        loaded: the checkpoint that all weights come from, if they do.
+    With `--init_from` no Swin file is read, so the window is not that of the file's name but that of the checkpoint.
     """
     try:
         architecture = Architecture.from_flags(args)
     except ValueError as error:
         raise UsageError(str(error), "mha") from error
-    if args.init_from and not args.window12 and loaded is not None:
-        architecture = start.window_of(loaded, architecture)
+    if args.init_from and not args.window12:
+        architecture = start.window_of(source, architecture)
     args.window12 = architecture.window == 12
     return architecture
 
@@ -320,6 +316,11 @@ def read_resumed(args: Namespace) -> tuple[dict, dict | None]:
                          "new run from them, name the file with --init_from, or with --ck_prefusion for its fuser "
                          "alone", "resume")
     return content, state
+
+
+def read_initial(args: Namespace) -> dict:
+    """The content of the checkpoint of `--init_from`; without that flag, nothing."""
+    return read_intact("init_from", args.init_from) if args.init_from else {}
 
 
 def read_intact(flag: str, path: str) -> dict:

@@ -1,4 +1,4 @@
-"""The training step: what it skips, what it adds up, what it saves memory on."""
+"""Training steps and validation: what is skipped, accumulated, measured and recomputed."""
 import copy
 from types import SimpleNamespace
 
@@ -104,7 +104,7 @@ def test_a_terminal_gets_a_bar(monkeypatch, capsys):
     assert "\rreading: 100%|" in capsys.readouterr().out
 
 
-def test_too_many_in_a_row_are_the_end(model):
+def test_too_many_in_a_row_end_the_run(model):
     assert run(model, batches(5, bad=(0, 1, 3, 4)), max_bad_steps=3, print_freq=2).skipped == 4
     with pytest.raises(InputError, match=r"rows 4, 5; this was number 3 in a row"):
         run(model, batches(4, bad=(0, 1, 2)), max_bad_steps=3, print_freq=2)
@@ -137,12 +137,12 @@ def test_float16_finding_its_scale_is_no_error():
     assert progress.skipped == 2
 
 
-def test_the_device_is_asked_only_every_print_freq_steps(model, monkeypatch):
-    reads = []
-    monkeypatch.setattr(engine.PendingTerms, "read",
-                        lambda self: reads.append(len(self._steps)) or self._steps.clear() or {})
+def test_the_device_is_waited_for_only_every_print_freq_steps(model, monkeypatch):
+    calls, add, read = [], engine.PendingTerms.add, engine.PendingTerms.read
+    monkeypatch.setattr(engine.PendingTerms, "add", lambda self, *values: calls.append("add") or add(self, *values))
+    monkeypatch.setattr(engine.PendingTerms, "read", lambda self: calls.append("read") or read(self))
     run(model, batches(7, size=1), print_freq=3)
-    assert reads == [3, 3, 1]
+    assert calls == [*["add"] * 3, "read", *["add"] * 3, "read", "add", "read"]
 
 
 def test_accumulated_batches_are_one_step(model):
