@@ -12,7 +12,7 @@ import torch
 from timm.utils import ModelEmaV3
 
 from bert import Tokenizer, build_text_encoder, check_vocabulary
-from data import MMRISDataset, evaluation_loader, training_loader
+from data import MMRISDataset, evaluation_loader, object_sizes, training_loader
 from engine import evaluate, evaluate_fusion, train_one_epoch
 from evaluation.metrics import table
 from models import Architecture, build_criterion
@@ -126,8 +126,9 @@ def train(args: Namespace, device: torch.device) -> None:
     record.start(describe_run(vars(args), sys.argv, device, model, precision=precision, training_rows=rows,
                               validation_rows=len(val_loader.dataset), step_samples=step_samples))
     if main_process and not args.train_fuser_only:
-        pixels = advice.object_pixels(val_loader.dataset)
-        if problem := advice.small_objects(pixels, args.img_size, args.seg_loss):
+        shares = object_sizes.first_shares(val_loader.dataset)
+        rows_seen = f"the first {counted(len(shares), 'validation sample')}"
+        if problem := object_sizes.advise_on_small(shares, args.img_size, args.seg_loss, rows_seen):
             logger.warning("WARNING: %s", problem)
 
     def pack(**more) -> dict:
@@ -210,7 +211,7 @@ def validate(args: Namespace, model: RISFusion, loader, device: torch.device, dt
         else:
             metrics, counts = evaluate(model, loader, device, on_batch=add_to_sheet, bad=bad_rows, dtype=dtype,
                                        criterion=criterion)
-            if problem := advice.nothing_found(counts, args.seg_loss):
+            if problem := advice.on_finding_nothing(counts, args.seg_loss):
                 logger.warning("WARNING: %s", problem)
     for message in bad_rows:
         logger.warning("WARNING: left out: %s", message)

@@ -1,6 +1,7 @@
 """Small data and models that several tests share, made once for each run of the suite."""
 import contextlib
 import io
+import json
 import logging
 import os
 import runpy
@@ -86,6 +87,11 @@ def training(scenes: Path, output_dir: Path, *more) -> list[str]:
 def train(scenes: Path, output_dir: Path, *more, ok: bool = True) -> subprocess.CompletedProcess:
     """Carry out `training(...)`."""
     return in_process(*training(scenes, output_dir, *more), ok=ok)
+
+
+def epochs_of(folder: Path) -> list[dict]:
+    """The entries of a run's log.jsonl."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="session")

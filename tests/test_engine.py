@@ -10,10 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import engine
 import trainer
+from data.object_sizes import advise_on_small
 from engine import PendingTerms, Progress, train_one_epoch
 from models import Output, build_criterion, build_model
 from models.fast import checkpoint_activations, save_memory
-from training.advice import nothing_found, small_objects
+from training.advice import on_finding_nothing
 from training.optimizer import build_optimizer, learning_rates, polynomial_decay
 from utils.device import autocast, grad_scaler
 from utils.errors import InputError
@@ -346,22 +347,23 @@ def test_the_best_checkpoint_has_the_largest_overall_iou_or_below_one_percent_th
 
 
 def test_small_objects_are_named_with_their_pixels_and_what_helps():
-    pixels = np.array([40, 50, 60, 9000])  # of 96×96 = 9216
-    assert small_objects(pixels, 96, "ce") == (
-        "most objects are small: the median object of the first 4 validation samples covers 0.6 % of the picture, 55 "
-        "pixels at img_size 96; set seg_loss to bce_area or dice, which cross-entropy's preference for the background "
-        "does not affect, or set img_size to 224, where it has 299 pixels")
-    assert "seg_loss" not in small_objects(pixels, 96, "dice")
-    assert "img_size to" not in small_objects(pixels * 25, 480, "ce")  # enough pixels, though a small share
-    assert small_objects(np.array([200, 300, 5]), 96, "ce") is None  # above 1 %, most of them
-    assert small_objects(np.array([0, 0]), 96, "ce") is None
+    shares = np.array([0.004, 0.006, 0.007, 0.9, 0])  # an empty mask has no object
+    assert advise_on_small(shares[:3], 96, "ce", "these rows") == (
+        "most objects are small: the median object of these rows covers 0.6 % of the picture, 55 pixels at img_size "
+        "96; set seg_loss to bce_area or dice, which weigh object and background alike, or set img_size to 224, where "
+        "it has 301")
+    assert "covers 0.65 %" in advise_on_small(shares, 96, "ce", "these rows")
+    assert "seg_loss" not in advise_on_small(shares, 96, "dice", "these rows")
+    assert "img_size to" not in advise_on_small(shares, 480, "ce", "these rows")  # a small share, but enough pixels
+    assert advise_on_small(np.array([0.02, 0.03, 0.001]), 96, "ce", "these rows") is None  # most are above 1 %
+    assert advise_on_small(np.array([0, 0]), 96, "ce", "these rows") is None
 
 
 def test_a_model_that_finds_nothing_is_named_with_what_helps():
     nothing, elsewhere, something = ([[0, 50, 0, 50, 9216]], [[0, 90, 40, 50, 9216]], [[1, 89, 40, 50, 9216]])
-    assert "predicts no object at all" in nothing_found(torch.tensor(nothing), "ce")
-    assert "seg_loss bce_area or dice" in nothing_found(torch.tensor(nothing), "ce")
-    assert "seg_loss" not in nothing_found(torch.tensor(nothing), "dice")
-    assert "misses every object" in nothing_found(torch.tensor(elsewhere), "ce")
-    assert nothing_found(torch.tensor(something), "ce") is None
-    assert nothing_found(torch.tensor([[0, 0, 0, 0, 9216]]), "ce") is None  # there is none to find
+    assert "predicts no object at all" in on_finding_nothing(torch.tensor(nothing), "ce")
+    assert "seg_loss bce_area or dice" in on_finding_nothing(torch.tensor(nothing), "ce")
+    assert "seg_loss" not in on_finding_nothing(torch.tensor(nothing), "dice")
+    assert "misses every object" in on_finding_nothing(torch.tensor(elsewhere), "ce")
+    assert on_finding_nothing(torch.tensor(something), "ce") is None
+    assert on_finding_nothing(torch.tensor([[0, 0, 0, 0, 9216]]), "ce") is None  # there is none to find
