@@ -36,6 +36,15 @@ def test_a_new_run_can_start_from_all_networks_of_a_checkpoint(trained, scenes, 
     assert "resuming at epoch 1" in resumed.stdout and "window12" not in resumed.stdout
 
 
+def test_the_fuser_alone_can_start_from_a_checkpoint_whatever_its_lavt(trained, scenes, tmp_path):
+    flags = ("--train_fuser_only", "--swin_type", "base", "--init_from", trained / "last.pth")
+    train(scenes, tmp_path, *STILL, *flags)
+    start, end = (checkpoint.read(str(folder / "last.pth"))["prefusion_model"] for folder in (trained, tmp_path))
+    assert torch.equal(start["net.outc.weight"], end["net.outc.weight"])
+    result = train(scenes, tmp_path, *STILL, *flags, "--prefusion_base_ch", 8, ok=False)
+    assert "the fuser differs; BERT would fit; set prefusion_base_ch to 4" in result.stderr
+
+
 def test_a_checkpoint_without_bert_gives_the_other_networks(trained, scenes, tmp_path):
     content = checkpoint.read(str(trained / "last.pth"))
     torch.save({name: content[name] for name in ("model", "prefusion_model")}, tmp_path / "two.pth")
@@ -53,7 +62,7 @@ def test_a_checkpoint_without_bert_gives_the_other_networks(trained, scenes, tmp
     (["--mha", "1-2-4-8"], "PWAM had other heads; LAVT and the fuser and BERT would fit; set mha to 1-1-1-1"),
     (["--swin_type", "tiny", "--prefusion_base_ch", 8],
      "LAVT differs, the fuser differs; BERT would fit; set swin_type to micro, set prefusion_base_ch to 4"),
-    (["BERT"], "BERT differs; LAVT and the fuser would fit; the BERT of this run must be the one in it")])
+    (["BERT"], "BERT differs; LAVT and the fuser would fit; set ck_bert and bert_tokenizer to the BERT that")])
 def test_a_checkpoint_of_other_sizes_is_refused_with_what_would_fit(flags, words, trained, scenes, tmp_path):
     if flags == ["BERT"]:
         write_tiny_bert(str(tmp_path / "bert"), ["the man"], layers=3)

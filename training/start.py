@@ -65,12 +65,14 @@ def load_networks(model: nn.Module, architecture: Architecture, content: dict, p
     fitting = [NAMES[key] for key, network in networks.items() if _fits(network, content.get(key))]
     problems = [f"{NAMES[key]} {'differs' if key in content else 'is absent'}" for key in networks
                 if NAMES[key] not in fitting]
-    advice = _advice(content, architecture)
+    advice = _advice(content, architecture, with_lavt=model.segmenter is not None)
+    if "bert_model" in networks and NAMES["bert_model"] not in fitting:
+        advice.append("set ck_bert and bert_tokenizer to the BERT that it was trained with")
     if problems or advice:
         raise InputError(
             f"{path} does not fit this run: {', '.join(problems) or 'PWAM had other heads'}; "
             f"{' and '.join(fitting) + ' would fit' if fitting else 'nothing in it fits'}; "
-            f"{', '.join(advice) or 'the BERT of this run must be the one in it, and its sizes must be known here'}")
+            f"{', '.join(advice) or 'its sizes are none that can be built here'}")
     if "bert_model" not in content:
         logger.warning("WARNING: %s has no 'bert_model'; the text encoder starts from its own folder", path)
     for key, network in networks.items():
@@ -89,15 +91,18 @@ def _sizes(content: dict) -> Architecture:
     return Architecture.from_weights(content["model"], content["prefusion_model"])
 
 
-def _advice(content: dict, architecture: Architecture) -> list[str]:
+def _advice(content: dict, architecture: Architecture, with_lavt: bool) -> list[str]:
     """Which settings to change so that networks with `architecture` fit a file; none where it is not of known sizes."""
     try:
         theirs = _sizes(content)
         heads = parse_heads(str(checkpoint.stored_args(content).get("mha") or ""))
     except (AttributeError, LookupError, TypeError, ValueError):  # without LAVT, or of unknown sizes
         return []
-    advice = [f"set {name} to {getattr(theirs, name)}" for name in ("swin_type", "prefusion_base_ch")
+    names = ("swin_type", "prefusion_base_ch") if with_lavt else ("prefusion_base_ch",)
+    advice = [f"set {name} to {getattr(theirs, name)}" for name in names
               if getattr(theirs, name) != getattr(architecture, name)]
+    if not with_lavt:
+        return advice
     if theirs.window != architecture.window:
         advice.append("set window12" if theirs.window == 12 else "leave out window12")
     if heads != architecture.pwam_heads:
