@@ -1,19 +1,26 @@
 # make demo    train and evaluate a small model on synthetic scenes; results in runs/demo/
 # make test    run the test suite          make lint    check the style
-# make bench   measure how fast everything is, beside the straightforward way; make bench-data: reading data alone
-# Each installs requirements.txt into .venv first, once. PYTHON=python3.12 picks another interpreter.
+# make bench   measure speed and memory beside a baseline (docs/performance.md); make bench-data: reading data alone
+# Each first installs what it needs into .venv, once: requirements.txt, and requirements-dev.txt for test and lint.
+# PYTHON=python3.12 picks another interpreter.
 
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := runs/demo
 
-.PHONY: demo test lint bench bench-data install clean
+.PHONY: demo test lint bench bench-data install install-dev clean
 
 install: .venv/installed
+
+install-dev: .venv/installed-dev
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
 demo: install
@@ -35,10 +42,10 @@ demo: install
 	  print(f'\nHeld-out scenes: mIoU {true:.1f} with their sentences, {swapped:.1f} with the sentences swapped.')"
 	@echo "Look at $(DEMO)/contact_sheet.png and $(DEMO)/curves.png"
 
-test: install
+test: install-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-lint: install
+lint: install-dev
 	$(BIN)/ruff check .
 
 bench: install bench-data

@@ -1,5 +1,6 @@
 """Fuse your own infrared and visible pictures under the guidance of a sentence, and find what it refers to."""
 import argparse
+import functools
 import logging
 import os
 import re
@@ -7,7 +8,18 @@ import sys
 
 from utils.errors import InputError, UsageError, naming, run
 from utils.files import file_stem, set_aside, unique_names
-from utils.flags import ArgumentParser, add_checkpoint_flags, make_folder, require_existing
+from utils.flags import (
+    PICTURE_KINDS,
+    ArgumentParser,
+    add_checkpoint_flags,
+    at_least,
+    make_folder,
+    picture_kinds,
+    require_existing,
+)
+from utils.sizes import MAX_PIXELS
+from utils.streams import tolerant_stdout
+from utils.text import counted, first_line, printable
 
 logger = logging.getLogger("predict")
 
@@ -18,15 +30,25 @@ def build_parser() -> ArgumentParser:
     needed = {"required": True, "default": argparse.SUPPRESS}
     parser.add_argument("--ckpt", **needed, help="checkpoint to use")
     parser.add_argument("--visible", **needed, help="image file, or folder of them")
-    parser.add_argument("--infrared", **needed, help="likewise; in folders, files of the same name are a pair")
+    parser.add_argument("--infrared", **needed,
+                        help="likewise; in folders, files of the same name (suffixes aside) form a pair")
     parser.add_argument("--text", **needed, action="append",
-                        help="the sentence that says which object is meant; may be given several times")
+                        help="sentence that refers to the object; may be given several times")
     parser.add_argument("--out", default="./runs/predict", help="folder for the pictures")
     add_checkpoint_flags(parser)
-    parser.add_argument("--device", default="auto", help="auto, cuda, npu or cpu; an index may follow, as in cuda:1")
+    parser.add_argument("--device", default="auto",
+                        help="auto (an Ascend NPU, else a CUDA GPU, else the CPU), cuda, npu or cpu; an index may "
+                             "follow, as in cuda:1")
     parser.add_argument("--tta", choices=("none", "flip"), default="none",
-                        help="flip: average with the mirrored images, `left` and `right` in the text swapped for them")
-    parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where that is safe")
+                        help="flip: average with the result for the mirrored images, the words left and right "
+                             "exchanged")
+    parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where accuracy permits")
+    parser.add_argument("--save", type=picture_kinds, default=",".join(PICTURE_KINDS), metavar="KINDS",
+                        help="pictures to write, separated by commas")
+    parser.add_argument("--format", choices=("png", "jpg"), default="png",
+                        help="of the pictures; jpg (quality 95) takes less time and space; masks are PNG in any case")
+    parser.add_argument("--max_pixels", type=at_least(1), default=MAX_PIXELS,
+                        help="larger pictures are refused, as a small file can hold so many that memory runs out")
     return parser
 
 
@@ -46,7 +68,7 @@ def parse_args() -> argparse.Namespace:
         if not text.strip():
             raise UsageError("--text: the sentence is empty")
         if re.search("[\ud800-\udfff]", text):
-            raise UsageError(f"--text: {text!r} is not in the encoding of this terminal, or not valid UTF-8")
+            raise UsageError(f"--text: '{printable(text)}' is not in the encoding of this terminal, or not valid UTF-8")
     return args
 
 
@@ -56,18 +78,18 @@ def main() -> None:
     # After the command line is known to be good: these take seconds.
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from data.pictures import pair_files, read_picture
+    from data.pictures import pair_files
     from evaluation.inference import open_checkpoint
-    from evaluation.predictions import KINDS, describe, write_prediction
     from predictor import Predictor
     from utils.device import select_device
     from utils.progress import progress_bar
 
-    sys.stdout.reconfigure(errors="backslashreplace")  # names and sentences may hold what a terminal cannot show
+    tolerant_stdout()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     pairs, unpaired = pair_files(args.visible, args.infrared)
     if unpaired:
-        logger.warning("no partner for %d of the images, which are left out: %s", len(unpaired), ", ".join(unpaired))
+        logger.warning("no partner for %s, left out: %s", counted(len(unpaired), "image"),
+                       ", ".join(map(printable, unpaired)))
     make_folder(args.out, "--out")
 
     device = select_device(args.device)
@@ -77,32 +99,52 @@ def main() -> None:
     predictor = Predictor(opened.model, opened.tokenizer, opened.img_size, device)
 
     names = result_names([files.name for files in pairs], args.text)
-    results = f"({'|'.join(re.escape(name) for row in names for name in row)})-({'|'.join(KINDS)})\\.png"
+    earlier = f"({'|'.join(re.escape(name) for row in names for name in row)})-({'|'.join(PICTURE_KINDS)})\\.(png|jpg)"
+    make_room = functools.cache(lambda: set_aside(args.out, earlier))  # once, and only when there are new pictures
     failed = 0
     with logging_redirect_tqdm():
         bar = progress_bar(pairs, unit="pair", disable=len(pairs) == 1)
-        for number, (files, stems) in enumerate(zip(bar, names, strict=True)):
+        for files, stems in zip(bar, names, strict=True):
             try:
-                pictures = [read_picture(path) for path in (files.visible, files.infrared)]
+                process_pair(predictor, files, stems, args, make_room)
             except InputError as error:
                 if len(pairs) == 1:
                     raise
                 logger.error("error: %s", error)
                 failed += 1
-                continue
-            for path, picture in zip((files.visible, files.infrared), pictures, strict=True):
-                if picture.note:
-                    logger.info("%s: %s", path, picture.note)
-            pair = predictor.encode_pair(*(picture.pixels for picture in pictures))
-            if number == failed:  # the first whose pictures will be written
-                set_aside(args.out, results)
-            for stem, text in zip(stems, args.text, strict=True):
-                prediction = predictor.predict(pair, text)
-                paths = write_prediction(pair, text, prediction, os.path.join(args.out, stem))
-                logger.info("%s, %r: %s", files.name, text,
-                            "\n".join([describe(prediction.mask), *(f"  {path}" for path in paths)]))
     if failed:
         raise InputError(f"{failed} of {len(pairs)} pairs could not be used; the reasons are above")
+
+
+def process_pair(predictor, files, stems: list[str], args: argparse.Namespace, make_room) -> None:
+    """Read a pair of files, and for each sentence write its pictures and say what was found.
+
+    Args:
+        stems: names of the pictures, one for each of `--text`.
+        make_room: called before each picture is written.
+    Raises:
+        InputError: whatever goes wrong with this pair, in one sentence.
+    """
+    from data.pictures import read_picture
+    from evaluation.predictions import describe, write_prediction
+
+    try:
+        pictures = [read_picture(path, args.max_pixels) for path in (files.visible, files.infrared)]
+        for path, picture in zip((files.visible, files.infrared), pictures, strict=True):
+            if picture.note:
+                logger.info("%s: %s", printable(path), picture.note)
+        pair = predictor.encode_pair(*(picture.pixels for picture in pictures))
+        for stem, text in zip(stems, args.text, strict=True):
+            prediction = predictor.predict(pair, text)
+            make_room()
+            paths = write_prediction(pair, text, prediction, os.path.join(args.out, stem), args.save, args.format)
+            logger.info("%s, '%s': %s", printable(files.name), printable(text),
+                        "\n".join([describe(prediction.mask), *(f"  {path}" for path in paths)]))
+    except InputError:
+        raise
+    except Exception as error:  # decoders, NumPy and PyTorch raise many kinds; the other pairs can still be processed
+        raise InputError(f"{printable(files.visible)} and {printable(files.infrared)} cannot be used "
+                         f"({type(error).__name__}: {printable(first_line(error))})") from error
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ import argparse
 
 from utils.errors import run
 from utils.flags import ArgumentParser, Ignored, add_checkpoint_flags, at_least, require_existing, thresholds
+from utils.streams import tolerant_stdout
 
 READ_OFF = "leave it out, the checkpoint's tensors show it"
 AUTHORS_FLAGS = {"--model": "leave it out, the segmenter is always LAVT", "--prefusion_model": READ_OFF,
@@ -17,34 +18,41 @@ def build_parser() -> ArgumentParser:
     # torch.distributed.launch passes it; the environment says the same
     parser.add_argument("--local-rank", action=Ignored, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     parser.add_argument("--ckpt", required=True, default=argparse.SUPPRESS, help="checkpoint to evaluate")
-    parser.add_argument("--test_parquet", default="./data/mm_ris_test.parquet", help="parquet file, or folder of them")
-    parser.add_argument("--out_dir", default="./your_output_dir", help="folder for everything written")
+    parser.add_argument("--test_parquet", default="./data/mm_ris_test.parquet",
+                        help="a parquet file, or a folder of them")
+    parser.add_argument("--out_dir", default="./your_output_dir", help="folder for all results")
     add_checkpoint_flags(parser)
-    parser.add_argument("-b", "--batch-size", type=at_least(1), default=8, help="samples in a forward pass")
-    parser.add_argument("-j", "--workers", type=at_least(0), default=4, help="processes that load data; 0: none")
-    parser.add_argument("--device", default="auto", help="auto, cuda, npu or cpu; an index may follow, as in cuda:1")
-    parser.add_argument("--iou_thresholds", type=thresholds, default="0.5,0.6,0.7,0.8,0.9", help="the t of precision@t")
+    parser.add_argument("-b", "--batch-size", type=at_least(1), default=8, help="samples per forward pass")
+    parser.add_argument("-j", "--workers", type=at_least(0), default=4,
+                        help="worker processes that load data; 0: load in this process")
+    parser.add_argument("--device", default="auto",
+                        help="auto (an Ascend NPU, else a CUDA GPU, else the CPU), cuda, npu or cpu; an index may "
+                             "follow, as in cuda:1")
+    parser.add_argument("--iou_thresholds", type=thresholds, default="0.5,0.6,0.7,0.8,0.9",
+                        help="thresholds t of precision@t, separated by commas")
     parser.add_argument("--fusion_metrics", action="store_true",
-                        help="measure the fused images, and the sources' average and maximum, by EN, SD, SF, AG, MI, "
-                             "SCD, CC, Qabf, VIF and SSIM at original size")
+                        help="measure EN, SD, SF, AG, MI, SCD, CC, Qabf, VIF and SSIM at original size, of the fused "
+                             "images and of the average and maximum of the sources")
     parser.add_argument("--text_ablation", action="store_true",
-                        help="also run each sample with another's sentence and with an empty one: does the text steer?")
+                        help="also run each sample with another sample's sentence and with an empty one")
     parser.add_argument("--shuffle_text", action="store_true",
-                        help="swap the sentences between samples, to see how much the model listens to them")
+                        help="swap the sentences between samples")
     parser.add_argument("--tta", choices=["none", "flip"], default="none",
-                        help="flip: average with the mirrored images, left and right exchanged in the sentences")
-    parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where that is safe")
+                        help="flip: average with the result for the mirrored images, the words left and right "
+                             "exchanged")
+    parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where accuracy permits")
     parser.add_argument("--torchcompile", action="store_true",
-                        help="compile the model with torch.compile; the first batch takes minutes")
+                        help="compile the model with torch.compile, for one batch size; the first batch takes minutes")
     parser.add_argument("--save", choices=["none", "masks", "all"], default="all",
-                        help="pictures written for each sample: none, masks (Binary/) or all")
-    parser.add_argument("--limit", type=at_least(0), default=0, metavar="N", help="only the first N rows; 0: all")
+                        help="pictures to write for each sample; masks: Binary/ alone")
+    parser.add_argument("--limit", type=at_least(0), default=0, metavar="N",
+                        help="evaluate only the first N rows; 0: all")
     parser.add_argument("--bad_rows", choices=["stop", "skip"], default="stop",
-                        help="rows that cannot be used: stop at the first, or skip and list them")
+                        help="unusable rows: stop at the first, or skip them and list them")
     parser.add_argument("--dist-timeout", type=at_least(0.01, float), default=10.0,
-                        help="minutes until a process that does not answer ends a job of several")
+                        help="minutes until a process that does not answer ends a distributed job")
     parser.add_argument("--seed", type=at_least(0), default=0,
-                        help="of the swapped sentences and of the bootstrap intervals")
+                        help="seed of the swapped sentences and of the bootstrap")
     return parser
 
 
@@ -54,6 +62,8 @@ def main() -> None:
     if args.text_ablation and args.shuffle_text:
         parser.error("argument --text_ablation: it swaps the sentences itself; leave out --shuffle_text")
     require_existing(args, "ckpt", "test_parquet")
+
+    tolerant_stdout()
 
     import evaluator  # after the command line is known to be good: its imports take seconds
 

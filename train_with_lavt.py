@@ -29,108 +29,132 @@ def build_parser() -> ArgumentParser:
         elsewhere=AUTHORS_FLAGS)
     # Products and sums of numbers within these bounds can be represented.
     rate, weight = at_least(0, float, most=1e30), at_least(0, float, most=1e9)
-    count, many = at_least(1, most=10**9), at_least(0, most=10**9)
-    minutes = at_least(0, float, most=10**6)
+    count = at_least(1, most=10**9)
     # torch.distributed.launch passes it; the environment says the same
     parser.add_argument("--local-rank", action=Ignored, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
     data = parser.add_argument_group("data")
-    data.add_argument("--train_parquet", default="./data/mm_ris_train.parquet", help="parquet file, or folder of them")
-    data.add_argument("--val_parquet", default="./data/mm_ris_val.parquet", help="likewise, for validation")
+    data.add_argument("--train_parquet", default="./data/mm_ris_train.parquet",
+                      help="training set: a parquet file, or a folder of them")
+    data.add_argument("--val_parquet", default="./data/mm_ris_val.parquet", help="validation set, likewise")
     data.add_argument("--bad_rows", choices=["stop", "skip"], default="stop",
-                      help="rows that cannot be used: stop at the first, or skip them and list them in the log")
-    data.add_argument("--img_size", type=image_size, default=480, help="side of the square images, pixels, above 32")
-    data.add_argument("-b", "--batch-size", type=count, default=16, help="samples in a step of each process")
+                      help="unusable rows: stop at the first, or skip them and list them in log.jsonl")
+    data.add_argument("--img_size", type=image_size, default=480,
+                      help="side of the square network input in pixels; above 32")
+    data.add_argument("-b", "--batch-size", type=count, default=16, help="samples per batch and process")
     data.add_argument("-j", "--workers", type=at_least(0, most=1024), default=16,
-                      help="processes that load data; 0: none")
-    data.add_argument("--pin_mem", action="store_true", help="load batches into page-locked memory, for a faster copy")
+                      help="worker processes that load data, per training process; 0: load in the training process")
+    data.add_argument("--pin_mem", action="store_true",
+                      help="load batches into page-locked memory, for a faster copy to a GPU")
 
     model = parser.add_argument_group("model")
-    model.add_argument("--prefusion_model", choices=["unet_fuser"], default="unet_fuser", help="fusion network")
-    model.add_argument("--prefusion_base_ch", type=at_least(1, most=4096), default=32, help="fuser's width")
-    model.add_argument("--swin_type", choices=["micro", "tiny", "small", "base", "large"], default="base")
+    model.add_argument("--prefusion_model", choices=["unet_fuser"], default="unet_fuser",
+                       help="fusion network; there is one")
+    model.add_argument("--prefusion_base_ch", type=at_least(1, most=4096), default=32,
+                       help="width c of the fuser, whose levels have c, 2c, 4c and 8c channels")
+    model.add_argument("--swin_type", choices=["micro", "tiny", "small", "base", "large"], default="base",
+                       help="size of the Swin Transformer; micro (width 32, depths 2-2-2-2) is for quick trials")
     model.add_argument("--window12", action="store_true",
-                       help="attention windows of 12, also implied by a Swin file with window12 in its name; else 7")
+                       help="attention windows of 12 instead of 7; implied if the name of the Swin file contains "
+                            "window12")
     model.add_argument("--mha", type=heads_by_stage, default="",
-                       help="attention heads of PWAM by stage, as in 4-4-4-4; empty: one each")
+                       help="attention heads of PWAM per stage, as in 4-4-4-4; empty: one head per stage")
     model.add_argument("--fusion_drop", type=rate, default=0.0, help="dropout rate in PWAM")
 
-    start = parser.add_argument_group("weights to start from (an empty string: random)")
+    start = parser.add_argument_group("initial weights (an empty string: random)")
     start.add_argument("--init_from", default="", metavar="CHECKPOINT",
-                       help="all networks of a checkpoint, for fine-tuning; Swin and LAVT files are not read then")
-    start.add_argument("--pretrained_swin_weights", default=SWIN, help="Swin's ImageNet weights")
+                       help="checkpoint that all networks start from, for fine-tuning; Swin and LAVT files are not "
+                            "read then")
+    start.add_argument("--pretrained_swin_weights", default=SWIN,
+                       help="Swin's ImageNet weights; bias tables of another window size are resized")
     start.add_argument("--bert_tokenizer", default=BERT, help="folder with BERT's vocabulary")
     start.add_argument("--ck_bert", default=BERT, help="folder with BERT's configuration and weights")
-    start.add_argument("--init_from_lavt_one", default=LAVT_ONE, help="LAVT checkpoint, for backbone and BERT")
-    start.add_argument("--load_lavt_head", action="store_true", help="take its classifier too")
-    start.add_argument("--ck_prefusion", default="", help="fuser weights: a bare state dict or a checkpoint of ours")
+    start.add_argument("--init_from_lavt_one", default=LAVT_ONE,
+                       help="lavt_one checkpoint from which backbone and BERT start")
+    start.add_argument("--load_lavt_head", action="store_true", help="take the classifier of --init_from_lavt_one, too")
+    start.add_argument("--ck_prefusion", default="",
+                       help="fuser weights: a plain state dict, or any checkpoint of this project")
 
     loss = parser.add_argument_group("losses")
-    loss.add_argument("--seg_loss", choices=["ce", "dice", "bce_area"], default="ce", help="segmentation loss")
+    loss.add_argument("--seg_loss", choices=["ce", "dice", "bce_area"], default="ce",
+                      help="segmentation loss: weighted cross-entropy, Dice of object and background, or binary "
+                           "cross-entropy in which object and background count alike whatever their areas")
     loss.add_argument("--lambda_prefusion", type=weight, default=3.0, help="weight of the fusion loss")
     for name, default, what in (("ssim_vis", 0.5, "1 − SSIM to the visible image"),
                                 ("ssim_ir", 0.0, "1 − SSIM to the infrared image"),
-                                ("mse_vis", 0.5, "squared error to the visible image"),
-                                ("mse_ir", 2.0, "squared error to the infrared image"),
-                                ("sobel_vis", 0.0, "edge distance to the visible image"),
-                                ("sobel_ir", 1.0, "edge distance to the infrared image"),
-                                ("grad", 1.0, "edge distance to the stronger edge of the two")):
-        loss.add_argument(f"--w_{name}", type=weight, default=default, help=f"weight of the {what}")
+                                ("mse_vis", 0.5, "the squared error to the visible image"),
+                                ("mse_ir", 2.0, "the squared error to the infrared image"),
+                                ("sobel_vis", 0.0, "the edge distance to the visible image"),
+                                ("sobel_ir", 1.0, "the edge distance to the infrared image"),
+                                ("grad", 1.0, "the edge distance to the stronger edge of the two")):
+        loss.add_argument(f"--w_{name}", type=weight, default=default, help=f"weight of {what}")
     loss.add_argument("--ssim_window", type=at_least(3, most=1001), default=11,
-                      help="side of SSIM's window, pixels, odd")
+                      help="side of SSIM's window in pixels; odd")
     loss.add_argument("--ssim_sigma", type=at_least(0.1, float, most=1000), default=1.5,
-                      help="standard deviation of its Gaussian, pixels")
+                      help="standard deviation of the Gaussian in SSIM's window, in pixels")
     loss.add_argument("--ssim_edges", choices=["valid", "zero"], default="valid",
-                      help="windows inside the image only, or around each pixel, padded with zeros, as the authors' "
-                           "public scripts compute it")
+                      help="valid: SSIM over the windows inside the image; zero: over a window around each pixel, the "
+                           "image padded with zeros, as in the authors' public scripts")
 
     optim = parser.add_argument_group("optimization (AdamW, polynomial decay to 0)")
-    optim.add_argument("--epochs", type=count, default=10)
+    optim.add_argument("--epochs", type=count, default=10, help="passes over the training set")
     optim.add_argument("--lr_seg", type=rate, default=5e-5, help="learning rate of LAVT and BERT")
     optim.add_argument("--wd_seg", type=rate, default=1e-2, help="weight decay of LAVT and BERT")
     optim.add_argument("--lr_pf", type=rate, default=1e-4, help="learning rate of the fuser")
     optim.add_argument("--wd_pf", type=rate, default=1e-2, help="weight decay of the fuser")
     optim.add_argument("--amsgrad", action="store_true", help="AdamW's AMSGrad variant")
-    optim.add_argument("--grad_clip", type=rate, default=0.0, help="largest norm of the gradients; 0: no limit")
+    optim.add_argument("--grad_clip", type=rate, default=0.0,
+                       help="largest norm of all gradients together; 0: no limit")
     optim.add_argument("--max_bad_steps", type=count, default=10,
-                       help="steps in a row without a finite loss and gradient that end the run; fewer are skipped")
+                       help="a step whose loss or gradient is not finite is skipped; this many in a row end the run")
     optim.add_argument("--model-ema-decay", type=rate, default=0.0,
-                       help="validate and store weights averaged over the steps with this decay, as in 0.999; 0: not")
-    optim.add_argument("--seed", type=at_least(0, most=2**63 - 1), default=0)
+                       help="decay of an exponential moving average of the weights, as in 0.999, which is then "
+                            "validated and stored; 0: none")
+    optim.add_argument("--seed", type=at_least(0, most=2**63 - 1), default=0,
+                       help="seed of initial weights, sample order and dropout")
 
     part = parser.add_argument_group("training a part")
-    part.add_argument("--freeze_bert", action="store_true", help="leave the text encoder as it is")
-    part.add_argument("--freeze_backbone", action="store_true", help="leave LAVT's backbone, PWAM included, as it is")
+    part.add_argument("--freeze_bert", action="store_true",
+                      help="do not train the text encoder, and run it without dropout")
+    part.add_argument("--freeze_backbone", action="store_true",
+                      help="do not train LAVT's backbone (Swin and PWAM), and run it without dropout")
     part.add_argument("--train_fuser_only", action="store_true",
-                      help="the fuser by the fusion loss alone, without LAVT; the data need no masks")
-    part.add_argument("--eval_only", action="store_true", help="evaluate the checkpoint of --resume, train nothing")
+                      help="train the fuser alone, on the fusion loss; the data need no masks")
+    part.add_argument("--eval_only", action="store_true",
+                      help="print the validation metrics of the checkpoint given by --resume; write nothing")
 
     run_on = parser.add_argument_group("device, precision and memory")
-    run_on.add_argument("--device", default="auto", help="auto, cuda, npu or cpu; an index may follow, as in cuda:1")
-    run_on.add_argument("--amp", action="store_true", help="run the networks in a 16-bit type, the losses in float32")
-    run_on.add_argument("--amp-dtype", choices=["bfloat16", "float16"], default="bfloat16", help="that type")
-    run_on.add_argument("--grad-accum-steps", type=count, default=1, help="batches that make up one step")
+    run_on.add_argument("--device", default="auto",
+                        help="auto (an Ascend NPU, else a CUDA GPU, else the CPU), cuda, npu or cpu; an index may "
+                             "follow, as in cuda:1")
+    run_on.add_argument("--amp", action="store_true",
+                        help="run the networks in a 16-bit type; losses and metrics stay in float32")
+    run_on.add_argument("--amp-dtype", choices=["bfloat16", "float16"], default="bfloat16",
+                        help="the type for --amp; float16 comes with loss scaling")
+    run_on.add_argument("--grad-accum-steps", type=count, default=1, help="batches per optimizer step")
     run_on.add_argument("--grad-checkpointing", action="store_true",
-                        help="activation checkpointing of Swin's blocks and the fuser: less memory, more time")
-    run_on.add_argument("--channels-last", action="store_true", help="store images as NHWC, which can be faster")
+                        help="recompute Swin's blocks and the fuser in the backward pass instead of storing "
+                             "activations")
+    run_on.add_argument("--channels-last", action="store_true", help="NHWC memory format, which can be faster")
     run_on.add_argument("--torchcompile", action="store_true",
                         help="train with torch.compile; the first step takes minutes")
     run_on.add_argument("--tf32", action="store_true", help="allow TensorFloat-32 in float32 matrix products")
     run_on.add_argument("--dist-timeout", type=at_least(0.01, float, most=10**6), default=10.0,
-                        help="minutes until a process that does not answer ends a job of several")
+                        help="minutes until a process that does not answer ends a distributed job")
 
     output = parser.add_argument_group("output")
-    output.add_argument("--output-dir", default="./ckpts/risfusion", help="folder for checkpoints, log and curves")
-    output.add_argument("--model_id", default="lavt", help="the best checkpoint is model_best_<model_id>.pth")
+    output.add_argument("--output-dir", default="./ckpts/risfusion", help="folder for all files of the run")
+    output.add_argument("--model_id", default="lavt", help="name of the best checkpoint: model_best_MODEL_ID.pth")
     output.add_argument("--eval_vis_dir", default="./eval_vis",
                         help="folder for pictures of the first validation samples; empty: none")
-    output.add_argument("--print-freq", type=count, default=10, help="steps between two readings of the losses")
+    output.add_argument("--print-freq", type=count, default=10,
+                        help="steps between two readings of the losses, each of which waits for the device")
     output.add_argument("--resume", default="", metavar="PATH",
-                        help="resume the run of this checkpoint; auto: last.pth in --output-dir, if it is there")
-    output.add_argument("--save_every_minutes", type=minutes, default=10.0,
-                        help="time between two saves of last.pth within an epoch; 0: after every step")
-    output.add_argument("--keep", type=many, default=0,
-                        help="keep the checkpoints of so many latest epochs, besides the best and the last")
+                        help="last.pth or epoch_NNN.pth to resume from; auto: last.pth in --output-dir, if it exists")
+    output.add_argument("--save_every_minutes", type=at_least(0, float, most=10**6), default=10.0,
+                        help="minutes between two saves of last.pth within an epoch; 0: after every step")
+    output.add_argument("--keep", type=at_least(0, most=10**9), default=0,
+                        help="number of latest epochs whose checkpoints epoch_NNN.pth are kept; 0: none")
     return parser
 
 
@@ -143,7 +167,9 @@ def parse_args() -> argparse.Namespace:
     args.resume = find_resume(args.resume, args.output_dir)
     if args.eval_only and not args.resume:
         parser.error(f"argument --resume: there is no last.pth in {args.output_dir!r}")
-    needed = ["train_parquet"] * (not args.eval_only) + ["val_parquet", "bert_tokenizer", "ck_bert"]
+    needed = ["train_parquet"] * (not args.eval_only) + ["val_parquet"]
+    from_checkpoint = args.resume or args.init_from  # which may hold what the default folder of BERT has
+    needed += [name for name in ("bert_tokenizer", "ck_bert") if getattr(args, name) != BERT or not from_checkpoint]
     if args.init_from and not args.resume:
         needed += ["init_from"]
     elif not args.resume:  # a resumed run has its weights in the checkpoint

@@ -11,10 +11,10 @@ from dataclasses import asdict
 import torch
 from timm.utils import ModelEmaV3
 
-from bert import Tokenizer, build_text_encoder, check_vocabulary
+from bert import Tokenizer, build_text_encoder, check_vocabulary, plain_config
 from data import MMRISDataset, evaluation_loader, object_sizes, training_loader
 from engine import evaluate, evaluate_fusion, train_one_epoch
-from evaluation.metrics import table
+from evaluation.metrics import metrics_table
 from models import Architecture, build_criterion
 from models.build import assemble
 from models.ris_fusion import RISFusion
@@ -41,7 +41,7 @@ from utils.device import (
 from utils.draw import SampleSheet
 from utils.errors import InputError, UsageError, naming
 from utils.files import set_aside
-from utils.flags import make_folder
+from utils.flags import BERT, make_folder
 from utils.text import counted
 
 VALIDATION_PICTURES = 8
@@ -85,7 +85,7 @@ def train(args: Namespace, device: torch.device) -> None:
     source = content or read_initial(args)  # the checkpoint that all weights come from, if they do
 
     # Data
-    tokenizer = open_tokenizer(args)
+    tokenizer = open_tokenizer(args, source)
     train_loader, val_loader = training_data(args, tokenizer, device), validation_data(args, tokenizer, device)
     rows, step_samples = len(train_loader.dataset), train_loader.sampler.step_samples
     epoch_steps = rows // step_samples
@@ -131,8 +131,10 @@ def train(args: Namespace, device: torch.device) -> None:
         if problem := object_sizes.advise_on_small(shares, args.img_size, args.seg_loss, rows_seen):
             logger.warning("WARNING: %s", problem)
 
+    bert = {"config": plain_config(model.text_encoder), "vocabulary": tokenizer.vocabulary()}
+
     def pack(**more) -> dict:
-        return checkpoint.pack(averaged, progress.epoch - 1, vars(args), **more)
+        return checkpoint.pack(averaged, progress.epoch - 1, vars(args), bert=bert, **more)
 
     def pack_all() -> dict:
         """A checkpoint that can be resumed; all processes call it together."""
@@ -181,12 +183,12 @@ def train(args: Namespace, device: torch.device) -> None:
 def evaluate_only(args: Namespace, device: torch.device) -> None:
     """Print how good the checkpoint of `--resume` is on the validation set."""
     content = read_intact("resume", args.resume)
-    tokenizer = open_tokenizer(args)
+    tokenizer = open_tokenizer(args, content)
     loader = validation_data(args, tokenizer, device)
     model = build_networks(args, tokenizer, content).to(device)
     metrics, _, _ = validate(args, model, loader, device, getattr(torch, args.amp_dtype) if args.amp else None)
     if distributed.rank() == 0:
-        print(f"{args.resume} on {args.val_parquet}\n{table(metrics)}")
+        print(f"{args.resume} on {args.val_parquet}\n{metrics_table(metrics)}")
 
 
 def validate(args: Namespace, model: RISFusion, loader, device: torch.device, dtype=None, on_batch=None):
@@ -219,10 +221,22 @@ def validate(args: Namespace, model: RISFusion, loader, device: torch.device, dt
     return metrics, sheet.page(), bad_rows
 
 
-def open_tokenizer(args: Namespace) -> Tokenizer:
-    """The tokenizer of `--bert_tokenizer`."""
+def open_tokenizer(args: Namespace, source: dict) -> Tokenizer:
+    """The tokenizer of `--bert_tokenizer`; where that is the default and absent, the one of the checkpoint `source`."""
+    path = args.resume or args.init_from
+    if "bert" in source and args.bert_tokenizer == BERT and not os.path.isdir(BERT):
+        return Tokenizer.from_vocabulary(start.bert_in(source, path)["vocabulary"], path)
     with naming("bert_tokenizer"):
         return Tokenizer(args.bert_tokenizer)
+
+
+def open_text_encoder(args: Namespace, source: dict) -> torch.nn.Module:
+    """The text encoder of `--ck_bert`; where that is the default and absent, the one of the checkpoint `source`."""
+    path = args.resume or args.init_from
+    if "bert" in source and "bert_model" in source and args.ck_bert == BERT and not os.path.isdir(BERT):
+        return build_text_encoder(config=start.bert_in(source, path)["config"], source=path)
+    with naming("ck_bert"):
+        return build_text_encoder(args.ck_bert, pretrained="bert_model" not in source)
 
 
 def build_networks(args: Namespace, tokenizer: Tokenizer, source: dict, weights: dict | None = None) -> RISFusion:
@@ -233,7 +247,7 @@ def build_networks(args: Namespace, tokenizer: Tokenizer, source: dict, weights:
         weights: state dicts to resume from where those of `source` are averaged ones.
     """
     architecture = resolve_architecture(args, source)
-    text_encoder = build_text_encoder(args.ck_bert, pretrained="bert_model" not in source)
+    text_encoder = open_text_encoder(args, source)
     with naming("bert_tokenizer"):
         check_vocabulary(tokenizer, text_encoder)
     model = assemble(architecture, text_encoder, segment=not args.train_fuser_only)

@@ -6,7 +6,6 @@
 TABLE is CSV or JSON with `image`, `expression` and `mask` (a file), `polygon` or `rle`; images lie beside it in
 visible/ and infrared/, masks in masks/, matched by name.
 """
-import argparse
 import os
 import sys
 
@@ -18,24 +17,26 @@ from utils.flags import ArgumentParser, at_least, proportions, split_files
 FOLDERS = ("visible", "infrared", "masks")
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         description="Make parquet files of the MM-RIS schema from folders of images and a table of expressions.")
     parser.add_argument("table", metavar="TABLE", help="CSV, TSV, JSON (a list of objects) or JSON lines with image, "
                         "expression and, unless a file in masks/ has the image's name, mask, polygon or rle")
     parser.add_argument("--out", required=True, metavar="PATH", help="parquet file to write; with --split, a folder "
                         "for mm_ris_train.parquet, mm_ris_val.parquet and mm_ris_test.parquet")
-    for folder in FOLDERS:
-        parser.add_argument(f"--{folder}", metavar="DIR", help=f"default: {folder}/ beside TABLE")
+    for folder, what in zip(FOLDERS, ("visible images", "infrared images", "masks"), strict=True):
+        parser.add_argument(f"--{folder}", metavar="DIR",
+                            help=f"folder of the {what} (default: {folder}/ beside TABLE)")
     parser.add_argument("--split", type=proportions, metavar="TRAIN,VAL,TEST",
-                        help="shares of the images, as in 0.8,0.1,0.1; no image gets into two parts")
-    parser.add_argument("--overwrite", action="store_true", help="replace parquet files that are there already")
-    parser.add_argument("--seed", type=at_least(0), default=0, metavar="K", help="of --split (default: 0)")
-    return parser.parse_args(arguments)
+                        help="shares of the images, as in 0.8,0.1,0.1; no image is in two of the files")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+    parser.add_argument("--seed", type=at_least(0), default=0, metavar="K",
+                        help="seed of --split (default: %(default)s)")
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args = parse_arguments(arguments)
+    args = build_parser().parse_args(arguments)
     if not os.path.isfile(args.table):
         raise UsageError(f"{args.table}: there is no such table")
     beside = os.path.dirname(args.table)
@@ -43,8 +44,8 @@ def main(arguments: list[str] | None = None) -> None:
     for flag, folder in zip(FOLDERS[:2], folders[:2], strict=True):
         if not os.path.isdir(folder):
             raise UsageError(f"--{flag}: there is no folder {folder!r}")
-    if args.masks and not os.path.isdir(args.masks):
-        raise UsageError(f"--masks: there is no folder {args.masks!r}")
+    if args.biases and not os.path.isdir(args.biases):
+        raise UsageError(f"--masks: there is no folder {args.biases!r}")
     if args.split:
         outs = split_files(args.out)
     else:

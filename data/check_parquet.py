@@ -4,7 +4,6 @@
 
 Exit code 1 if a row cannot be used for training.
 """
-import argparse
 import os
 import sys
 
@@ -17,24 +16,25 @@ from utils.text import counted
 SHOWN = 20  # findings printed; the report has all
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         description="Verify every row of parquet files in the MM-RIS schema.",
         epilog="Exit code 1 if a row or file cannot be used, or, with --strict, if there are warnings.")
     parser.add_argument("files", nargs="+", metavar="FILE", help="parquet file, or a folder of them, which then count "
-                        "as one data set; images that two data sets share are reported")
+                        "as one data set; images shared by two data sets are reported")
     parser.add_argument("--out_dir", default="./runs/check", metavar="DIR",
-                        help="for report.json and contact_sheet.png (default: %(default)s)")
+                        help="folder for report.json and contact_sheet.png (default: %(default)s)")
     parser.add_argument("--samples", type=at_least(0), default=12, metavar="N",
-                        help="rows on the contact sheet, evenly spaced (default: %(default)s); 0: no sheet")
+                        help="rows on the contact sheet, evenly spaced; 0: no sheet (default: %(default)s)")
     parser.add_argument("-j", "--workers", type=at_least(0), default=min(8, os.cpu_count() or 1), metavar="N",
-                        help="processes that decode (default: one a core, 8 at most); 0: none besides this one")
-    parser.add_argument("--strict", action="store_true", help="exit code 1 for warnings, too")
-    return parser.parse_args(arguments)
+                        help="worker processes that decode; 0: decode in this process "
+                             "(default: one per core, at most 8)")
+    parser.add_argument("--strict", action="store_true", help="exit with code 1 for warnings, too")
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args = parse_arguments(arguments)
+    args = build_parser().parse_args(arguments)
     for path in args.files:
         if not os.path.exists(path):
             raise UsageError(f"{path}: there is no such file or folder")

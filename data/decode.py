@@ -6,15 +6,16 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-MAX_PIXELS = 89_478_485  # Pillow's own limit, where a larger image is taken for a decompression bomb
-TOO_LARGE = f"it has more than {MAX_PIXELS} pixels, as decompression bombs do"
+from utils.sizes import MAX_PIXELS
+
+TOO_LARGE = "it has more than {} pixels, as decompression bombs do"
 STRETCH = (1.0, 99.0)  # percentiles that become black and white when values are beyond 8 bits
 START_OF_JPEG = b"\xff\xd8"
 LONGEST_HEADER = 2**16 + 16  # bytes, of a .npy file
 NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0}  # later versions: read_array_header_2_0
 
 
-def decode_image(content: bytes) -> np.ndarray:
+def decode_image(content: bytes, max_pixels: int | None = None) -> np.ndarray:
     """An encoded image as RGB.
 
     Images of 8 bits, whether grey, palette, RGB, RGBA (the alpha is dropped) or CMYK, are what Pillow's
@@ -24,12 +25,13 @@ def decode_image(content: bytes) -> np.ndarray:
 
     Args:
         content: the bytes of a file in any format that Pillow reads; a memoryview will do.
+        max_pixels: width times height; None: MAX_PIXELS.
     Returns:
         (h, w, 3) uint8, 0 to 255.
     Raises:
-        ValueError: no image, or a damaged one, or one of more than MAX_PIXELS; says which in a few words.
+        ValueError: no image, or a damaged one, or one of more than `max_pixels`; says which in a few words.
     """
-    pixels = _decode(content, "RGB")
+    pixels = _decode(content, "RGB", max_pixels=max_pixels)
     return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
 
 
@@ -63,14 +65,17 @@ def decode_lumas(visible: bytes, infrared: bytes) -> tuple[np.ndarray, np.ndarra
     return np.asarray(pair[0]), np.asarray(pair[1])
 
 
-def _decode(content: bytes, mode: str, memory: np.ndarray | None = None) -> np.ndarray:
+def _decode(content: bytes, mode: str, memory: np.ndarray | None = None, max_pixels: int | None = None) -> np.ndarray:
     """(h, w) grey, or (h, w, 3 or 4) for the mode "RGB" or "RGBX"."""
+    max_pixels = max_pixels or MAX_PIXELS
     if not len(content):
         raise ValueError("there are 0 bytes")
-    pixels = _decode_jpeg(content, mode, memory)
+    pixels = _decode_jpeg(content, mode, memory, max_pixels)
     if pixels is not None:
         return pixels
+    limit = Image.MAX_IMAGE_PIXELS
     try:
+        Image.MAX_IMAGE_PIXELS = max_pixels
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on transparency, metadata and the like
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -81,14 +86,16 @@ def _decode(content: bytes, mode: str, memory: np.ndarray | None = None) -> np.n
                 return np.array(image)
             return np.array(image.convert("RGB").convert(mode))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ValueError(TOO_LARGE) from error
+        raise ValueError(TOO_LARGE.format(max_pixels)) from error
     except Image.UnidentifiedImageError as error:
         raise ValueError("its format is not known") from error
     except Exception as error:  # Pillow's decoders raise many kinds for damaged bytes
         raise ValueError(_reason(error)) from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
-def _decode_jpeg(content: bytes, mode: str, memory: np.ndarray | None) -> np.ndarray | None:
+def _decode_jpeg(content: bytes, mode: str, memory: np.ndarray | None, max_pixels: int) -> np.ndarray | None:
     """What Pillow would make of a flawless JPEG, by the same libjpeg-turbo; None for anything else."""
     if bytes(content[:2]) != START_OF_JPEG:
         return None
@@ -98,8 +105,8 @@ def _decode_jpeg(content: bytes, mode: str, memory: np.ndarray | None) -> np.nda
         return None
     if space not in ("Gray", "YCbCr", "RGB"):
         return None
-    if height * width > MAX_PIXELS:
-        raise ValueError(TOO_LARGE)
+    if height * width > max_pixels:
+        raise ValueError(TOO_LARGE.format(max_pixels))
     grey = space == "Gray"
     shape = (height, width, 1 if grey else len(mode))
     if memory is None or memory.size != height * width * shape[2]:

@@ -20,18 +20,26 @@ DEFAULT_PARTS = [f"{FOLDER}/mm_ris_train_part1.parquet", f"{FOLDER}/mm_ris_train
 DEFAULT_OUT = f"{FOLDER}/mm_ris_train.parquet"
 
 
-def main(arguments: list[str] | None = None) -> None:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         description="Merge MM-RIS parquet files into one with small row groups, which shuffled training reads fast, or "
                     "deal their images out to several.",
         epilog=f"Without PART: {' and '.join(DEFAULT_PARTS)} into {DEFAULT_OUT}, with --split into {FOLDER}/.")
-    parser.add_argument("parts", nargs="*", metavar="PART", help="parquet files of the same columns, in order")
-    parser.add_argument("--out", metavar="PATH", help="parquet file to write, with --split a folder for "
-                        "mm_ris_train.parquet and so on; needed when parts are given")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="parquet files with the same columns, in order "
+                        f"(default: {' and '.join(DEFAULT_PARTS)})")
+    parser.add_argument("--out", metavar="PATH", help="parquet file to write; with --split, a folder for "
+                        f"mm_ris_train.parquet and so on; needed when a PART is given (default: {DEFAULT_OUT}, with "
+                        f"--split {FOLDER})")
     parser.add_argument("--split", type=proportions, metavar="TRAIN,VAL[,TEST]",
-                        help="shares of the images, as in 0.95,0.05; no image gets into two files")
-    parser.add_argument("--overwrite", action="store_true", help="with --split: replace files that are there already")
-    parser.add_argument("--seed", type=at_least(0), default=0, metavar="K", help="of --split (default: 0)")
+                        help="shares of the images, as in 0.95,0.05; no image is in two of the files")
+    parser.add_argument("--overwrite", action="store_true", help="with --split: replace existing files")
+    parser.add_argument("--seed", type=at_least(0), default=0, metavar="K",
+                        help="seed of --split (default: %(default)s)")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = build_parser()
     args = parser.parse_args(arguments)
     if args.parts and not args.out:
         parser.error("--out PATH is needed when parts are given")

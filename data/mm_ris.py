@@ -63,7 +63,7 @@ class MMRISDataset(torch.utils.data.Dataset):
         if bad_rows not in ("stop", "skip"):
             raise ValueError(f"bad_rows must be stop or skip, not {bad_rows!r}")
         self.img_size, self.bad_rows = img_size, bad_rows
-        self.originals, self.masks, self.lumas = originals, masks, lumas
+        self.originals, self.biases, self.lumas = originals, masks, lumas
         files = find_parquet(path)
         columns = [*IMAGES, MASK] if masks else list(IMAGES)
         self.names, self.questions, self.indices, self._wordless = read_columns(path, files, columns)
@@ -85,7 +85,7 @@ class MMRISDataset(torch.utils.data.Dataset):
         count, side = len(rows), self.img_size
         tensors = {"vis": _empty((count, 3, side, side), torch.float32),
                    "ir": _empty((count, 3, side, side), torch.float32)}
-        if self.masks:
+        if self.biases:
             tensors["target"] = _empty((count, side, side), torch.int64)
         samples, good = Samples(), 0
         for row in rows:
@@ -109,13 +109,13 @@ class MMRISDataset(torch.utils.data.Dataset):
         vis, ir = (self._decode(cells, column, row) for column in IMAGES)
         size = vis.shape[1::-1]
         self._squares.pair(vis, ir, sample["vis"], sample["ir"])
-        if self.masks:
+        if self.biases:
             mask = self._decode(cells, MASK, row)
             self._squares.mask(mask, sample["target"])
         sample |= {"input_ids": self.input_ids[row].long(), "attention_mask": self.attention_mask[row].long(),
                    "row": row}
         if self.originals:
-            sample |= {"mask": mask, "size": size} if self.masks else {"size": size}
+            sample |= {"mask": mask, "size": size} if self.biases else {"size": size}
         if self.lumas:
             sample["lumas"] = decode_lumas(*(cells[column] for column in IMAGES))
         return sample

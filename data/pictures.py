@@ -24,9 +24,11 @@ class PairOfFiles(NamedTuple):
     infrared: str
 
 
-def read_picture(path: str) -> Picture:
+def read_picture(path: str, max_pixels: int | None = None) -> Picture:
     """An image file as RGB, turned as its EXIF orientation says.
 
+    Args:
+        max_pixels: as for `decode_image`.
     Raises:
         InputError: it cannot be read; the message names it.
     """
@@ -36,7 +38,7 @@ def read_picture(path: str) -> Picture:
     except OSError as error:
         raise InputError(f"{path}: it cannot be read ({error.strerror})") from error
     try:
-        pixels = decode_image(content)
+        pixels = decode_image(content, max_pixels)
     except ValueError as error:
         raise InputError(f"{path} cannot be decoded as an image: {error}") from error
     stored = Image.open(io.BytesIO(content))  # for what the pixels do not tell; beyond 8 bits, also for their values

@@ -70,21 +70,23 @@ def write_split(path: str, split: str, count: int, size: int, seed: int) -> list
     return sentences
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         description="Write synthetic infrared-visible scenes with referring expressions in the MM-RIS schema, and a "
                     "tiny BERT folder for them.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write to; made if absent")
+    parser.add_argument("--out", required=True, default=argparse.SUPPRESS, metavar="DIR",
+                        help="folder to write to; created if missing")
     for split, rows in zip(SPLITS, (1500, 128, 128), strict=True):
         parser.add_argument(f"--{split}", type=at_least(1), default=rows, metavar="N",
                             help=f"rows in mm_ris_{split}.parquet")
     parser.add_argument("--size", type=at_least(48), default=96, metavar="S", help="side of the images, pixels")
-    parser.add_argument("--seed", type=at_least(0), default=0, metavar="K", help="same seed, same bytes")
-    return parser.parse_args(arguments)
+    parser.add_argument("--seed", type=at_least(0), default=0, metavar="K",
+                        help="seed; the same seed gives the same bytes")
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
-    args = parse_arguments(arguments)
+    args = build_parser().parse_args(arguments)
     make_folder(args.out, "--out")
     sentences = []
     for split in SPLITS:

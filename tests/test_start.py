@@ -1,4 +1,6 @@
 """What a training run starts from: all networks of a checkpoint, or files for single ones."""
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import arguments, train
@@ -7,6 +9,7 @@ from safetensors.torch import load_file
 from bert.tiny import write_tiny_bert
 from models import build_model
 from utils import checkpoint
+from utils.flags import BERT
 
 STILL = ("--lr_seg", 0, "--lr_pf", 0, "--epochs", 1, "--eval_vis_dir", "")
 
@@ -43,6 +46,27 @@ def test_the_fuser_alone_can_start_from_a_checkpoint_whatever_its_lavt(trained, 
     assert torch.equal(start["net.outc.weight"], end["net.outc.weight"])
     result = train(scenes, tmp_path, *STILL, *flags, "--prefusion_base_ch", 8, ok=False)
     assert "the fuser differs; BERT would fit; set prefusion_base_ch to 4" in result.stderr
+
+
+def test_a_checkpoint_carries_its_bert(trained, scenes, tmp_path):
+    """In plain values, so that it starts, resumes and is evaluated without BERT's folders."""
+    best = trained / "model_best_lavt.pth"
+    bert = checkpoint.read(str(best))["bert"]
+    assert bert["vocabulary"] == (scenes / "bert" / "vocab.txt").read_text().splitlines()
+    assert (bert["config"]["hidden_size"], bert["config"]["num_hidden_layers"]) == (128, 2)
+    assert not Path(BERT).exists()
+    flags = (*STILL, "--init_from", best, "--bert_tokenizer", BERT, "--ck_bert", BERT)
+    train(scenes, tmp_path, *flags)
+    content = checkpoint.read(str(tmp_path / "last.pth"))
+    assert same_weights(content, checkpoint.read(str(best))) and content["bert"] == bert
+    assert "resuming at epoch 1" in train(scenes, tmp_path, *flags, "--epochs", 2, "--resume", "auto").stdout
+    scores = [train(scenes, tmp_path, "--eval_only", "--resume", best, *more).stdout
+              for more in ([], ["--bert_tokenizer", BERT, "--ck_bert", BERT])]
+    assert scores[0] == scores[1]
+    del content["bert"]
+    torch.save(content, tmp_path / "without.pth")
+    result = train(scenes, tmp_path / "out", *flags, "--init_from", tmp_path / "without.pth", ok=False)
+    assert result.returncode == 2 and result.stderr.startswith("error: --bert_tokenizer: there is no folder")
 
 
 def test_a_checkpoint_without_bert_gives_the_other_networks(trained, scenes, tmp_path):

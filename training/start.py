@@ -50,6 +50,18 @@ def window_of(content: dict, architecture: Architecture) -> Architecture:
         return architecture
 
 
+def bert_in(content: dict, path: str) -> dict:
+    """What a checkpoint says of its BERT: `config`, plain values, and `vocabulary`, words in the order of their ids.
+
+    Raises:
+        InputError: it does not have this form.
+    """
+    bert = content["bert"]
+    if not isinstance(bert, dict) or not {"config", "vocabulary"} <= bert.keys():
+        raise InputError(f"{path}: 'bert' in it does not hold 'config' and 'vocabulary'")
+    return bert
+
+
 def load_networks(model: nn.Module, architecture: Architecture, content: dict, path: str) -> None:
     """Fill all networks of `model` from a checkpoint in the released format; BERT stays as it is if the file has none.
 

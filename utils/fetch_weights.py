@@ -161,16 +161,21 @@ def by_hand(source: Source, error: Exception) -> str:
             f"https://huggingface.co/{page}{source.repo}; then put {files} into {source.folder}/.")
 
 
-def main(arguments: list[str] | None = None) -> None:
+def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         description="Fetch the data set and published weights from the Hugging Face hub to where the other scripts "
                     "look for them.",
         epilog="; ".join(f"{what}: {source.repo} to {source.folder}/" for what, source in SOURCES.items()))
-    parser.add_argument("--what", nargs="+", required=True, choices=SOURCES, help="one or more")
-    parser.add_argument("--to", metavar="DIR", help="another folder than the default; for one --what")
+    parser.add_argument("--what", nargs="+", required=True, choices=SOURCES, help="one or more of these")
+    parser.add_argument("--to", metavar="DIR",
+                        help="folder to write to; only with a single --what (default: by --what)")
     parser.add_argument("--only", nargs="+", default=[], metavar="PATTERN",
-                        help="only files with such names, as in '*test*'; for one --what")
-    args = parser.parse_args(arguments)
+                        help="fetch only files whose names match, as in '*test*'; only with a single --what")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = build_parser().parse_args(arguments)
     for flag in ("to", "only"):
         if getattr(args, flag) and len(args.what) > 1:
             raise UsageError(f"--{flag} goes with one --what, not with {len(args.what)}")

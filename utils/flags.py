@@ -6,9 +6,11 @@ import re
 import sys
 
 from .errors import UsageError
+from .sizes import LARGEST_SIDE, SMALLEST_SIDE, TOO_SMALL
 
 BERT = "./bert/pretrained_weights/bert-base-uncased"
 SPLITS = ("train", "val", "test")
+PICTURE_KINDS = ("fused", "mask", "overlay", "panel")  # that predict.py writes
 
 
 class Ignored(argparse.Action):
@@ -70,9 +72,10 @@ def at_least(least: float, kind: type = int, most: float = math.inf):
 def image_size(text: str) -> int:
     """An argparse type: a side in pixels that the segmenter can work on."""
     value = at_least(1)(text)
-    if value <= 32:
-        raise argparse.ArgumentTypeError(f"{value} is too small: at 32 px and below the last Swin stage is a single "
-                                         "position, on which InstanceNorm cannot work; take 33 or more")
+    if value < SMALLEST_SIDE:
+        raise argparse.ArgumentTypeError(f"{value} is too small: {TOO_SMALL}; take {SMALLEST_SIDE} or more")
+    if value > LARGEST_SIDE:
+        raise argparse.ArgumentTypeError(f"{text[:40]} is too large: take at most {LARGEST_SIDE}")
     return value
 
 
@@ -92,6 +95,14 @@ def thresholds(text: str) -> tuple[float, ...]:
     if not all(0 <= value <= 1 for value in values):
         raise argparse.ArgumentTypeError(f"must be numbers between 0 and 1 separated by commas, not {text!r}")
     return values
+
+
+def picture_kinds(text: str) -> tuple[str, ...]:
+    """An argparse type: one or more of PICTURE_KINDS, separated by commas."""
+    kinds = [kind.strip() for kind in text.split(",")]
+    if not set(kinds) <= set(PICTURE_KINDS):
+        raise argparse.ArgumentTypeError(f"must be some of {','.join(PICTURE_KINDS)} separated by commas, not {text!r}")
+    return tuple(kind for kind in PICTURE_KINDS if kind in kinds)
 
 
 def proportions(text: str) -> list[float]:
@@ -161,13 +172,13 @@ def make_folder(path: str, flag: str) -> None:
 
 def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that default to what a checkpoint says; absent from the result unless given."""
-    stored = "default: what the checkpoint says, else"
+    stored = "default: as stored in the checkpoint, else"
     parser.add_argument("--bert_tokenizer", default=argparse.SUPPRESS,
                         help=f"folder with BERT's vocabulary ({stored} {BERT})")
     parser.add_argument("--ck_bert", default=argparse.SUPPRESS,
-                        help="folder with BERT's configuration; its weights are read only if the checkpoint has none "
-                             f"({stored} {BERT})")
+                        help="folder with BERT's configuration; its weights are read only if the checkpoint has no "
+                             f"text encoder ({stored} {BERT})")
     parser.add_argument("--img_size", type=image_size, default=argparse.SUPPRESS,
-                        help=f"side of the square images that the networks see, pixels ({stored} 480)")
+                        help=f"side of the square network input in pixels; above 32 ({stored} 480)")
     parser.add_argument("--mha", type=heads_by_stage, default=argparse.SUPPRESS,
-                        help=f"heads of PWAM by stage ({stored} one each)")
+                        help=f"attention heads of PWAM per stage, as in training ({stored} one head per stage)")
