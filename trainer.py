@@ -11,7 +11,7 @@ from dataclasses import asdict
 import torch
 from timm.utils import ModelEmaV3
 
-from bert import Tokenizer, build_text_encoder, check_vocabulary, plain_config
+from bert import Tokenizer, check_vocabulary, plain_config
 from data import MMRISDataset, evaluation_loader, object_sizes, training_loader
 from engine import evaluate, evaluate_fusion, train_one_epoch
 from evaluation.metrics import metrics_table
@@ -41,7 +41,7 @@ from utils.device import (
 from utils.draw import SampleSheet
 from utils.errors import InputError, UsageError, naming
 from utils.files import set_aside
-from utils.flags import BERT, make_folder
+from utils.flags import make_folder
 from utils.text import counted
 
 VALIDATION_PICTURES = 8
@@ -82,10 +82,11 @@ def train(args: Namespace, device: torch.device) -> None:
     main_process, several = distributed.rank() == 0, distributed.world_size() > 1
     dtype = getattr(torch, args.amp_dtype) if args.amp else None
     content, state = read_resumed(args)
-    source = content or read_initial(args)  # the checkpoint that all weights come from, if they do
+    # The checkpoint that all weights come from, if there is one
+    source = content or (start.read_intact(args.init_from, "init_from") if args.init_from else {})
 
     # Data
-    tokenizer = open_tokenizer(args, source)
+    tokenizer = start.open_tokenizer(args.bert_tokenizer, source, args.resume or args.init_from)
     train_loader, val_loader = training_data(args, tokenizer, device), validation_data(args, tokenizer, device)
     rows, step_samples = len(train_loader.dataset), train_loader.sampler.step_samples
     epoch_steps = rows // step_samples
@@ -110,12 +111,11 @@ def train(args: Namespace, device: torch.device) -> None:
                                 wd_pf=args.wd_pf, amsgrad=args.amsgrad)
     scaler = grad_scaler(device, dtype)
     progress = state["progress"] if state else Progress()
-    changes = restore(args, content, state, optimizer, scaler, rows, step_samples) if state else []
+    changes = resume(args, content, state, optimizer, scaler, rows, step_samples) if state else []
     scheduler = polynomial_decay(optimizer, args.epochs * epoch_steps, progress.epoch * epoch_steps + progress.step)
     seed_everything(args.seed + distributed.rank())  # dropout differs between processes
     if state:
-        with naming("resume"):
-            changes += training_state.restore_random(state["random"], device, args.resume)
+        changes += training_state.restore_random(state["random"], device, args.resume)
         report_resumed(args, progress, changes)
 
     # Files of the run
@@ -126,10 +126,7 @@ def train(args: Namespace, device: torch.device) -> None:
     record.start(describe_run(vars(args), sys.argv, device, model, precision=precision, training_rows=rows,
                               validation_rows=len(val_loader.dataset), step_samples=step_samples))
     if main_process and not args.train_fuser_only:
-        shares = object_sizes.first_shares(val_loader.dataset)
-        rows_seen = f"the first {counted(len(shares), 'validation sample')}"
-        if problem := object_sizes.advise_on_small(shares, args.img_size, args.seg_loss, rows_seen):
-            logger.warning("WARNING: %s", problem)
+        report_small_objects(args, val_loader.dataset)
 
     bert = {"config": plain_config(model.text_encoder), "vocabulary": tokenizer.vocabulary()}
 
@@ -182,8 +179,8 @@ def train(args: Namespace, device: torch.device) -> None:
 
 def evaluate_only(args: Namespace, device: torch.device) -> None:
     """Print how good the checkpoint of `--resume` is on the validation set."""
-    content = read_intact("resume", args.resume)
-    tokenizer = open_tokenizer(args, content)
+    content = start.read_intact(args.resume, "resume")
+    tokenizer = start.open_tokenizer(args.bert_tokenizer, content, args.resume)
     loader = validation_data(args, tokenizer, device)
     model = build_networks(args, tokenizer, content).to(device)
     metrics, _, _ = validate(args, model, loader, device, getattr(torch, args.amp_dtype) if args.amp else None)
@@ -221,24 +218,6 @@ def validate(args: Namespace, model: RISFusion, loader, device: torch.device, dt
     return metrics, sheet.page(), bad_rows
 
 
-def open_tokenizer(args: Namespace, source: dict) -> Tokenizer:
-    """The tokenizer of `--bert_tokenizer`; where that is the default and absent, the one of the checkpoint `source`."""
-    path = args.resume or args.init_from
-    if "bert" in source and args.bert_tokenizer == BERT and not os.path.isdir(BERT):
-        return Tokenizer.from_vocabulary(start.bert_in(source, path)["vocabulary"], path)
-    with naming("bert_tokenizer"):
-        return Tokenizer(args.bert_tokenizer)
-
-
-def open_text_encoder(args: Namespace, source: dict) -> torch.nn.Module:
-    """The text encoder of `--ck_bert`; where that is the default and absent, the one of the checkpoint `source`."""
-    path = args.resume or args.init_from
-    if "bert" in source and "bert_model" in source and args.ck_bert == BERT and not os.path.isdir(BERT):
-        return build_text_encoder(config=start.bert_in(source, path)["config"], source=path)
-    with naming("ck_bert"):
-        return build_text_encoder(args.ck_bert, pretrained="bert_model" not in source)
-
-
 def build_networks(args: Namespace, tokenizer: Tokenizer, source: dict, weights: dict | None = None) -> RISFusion:
     """The joint model with the weights to start from, frozen as the flags say.
 
@@ -247,7 +226,7 @@ def build_networks(args: Namespace, tokenizer: Tokenizer, source: dict, weights:
         weights: state dicts to resume from where those of `source` are averaged ones.
     """
     architecture = resolve_architecture(args, source)
-    text_encoder = open_text_encoder(args, source)
+    text_encoder = start.open_text_encoder(args.ck_bert, source, args.resume or args.init_from)
     with naming("bert_tokenizer"):
         check_vocabulary(tokenizer, text_encoder)
     model = assemble(architecture, text_encoder, segment=not args.train_fuser_only)
@@ -323,9 +302,8 @@ def read_resumed(args: Namespace) -> tuple[dict, dict | None]:
     """The content of the checkpoint of `--resume` and the training state in it; without that flag, nothing."""
     if not args.resume:
         return {}, None
-    content = read_intact("resume", args.resume)
-    with naming("resume"):
-        state = training_state.unpack(content, args.resume)
+    content = start.read_intact(args.resume, "resume")
+    state = training_state.unpack(content, args.resume)
     if state is None:
         raise InputError(f"{args.resume} holds weights but no state of a training run, as last.pth does; to start a "
                          "new run from them, name the file with --init_from, or with --ck_prefusion for its fuser "
@@ -333,30 +311,23 @@ def read_resumed(args: Namespace) -> tuple[dict, dict | None]:
     return content, state
 
 
-def read_initial(args: Namespace) -> dict:
-    """The content of the checkpoint of `--init_from`; without that flag, nothing."""
-    return read_intact("init_from", args.init_from) if args.init_from else {}
-
-
-def read_intact(flag: str, path: str) -> dict:
-    """Read a checkpoint that a flag names, and compare its checksums."""
-    with naming(flag):
-        content = checkpoint.read(path)
-        training_state.check_intact(path)
-    return content
-
-
-def restore(args: Namespace, content: dict, state: dict, optimizer, scaler, rows: int, step_samples: int) -> list[str]:
-    """Fill optimizer and scaler from a training state, and adapt its progress; return in words what differs."""
+def resume(args: Namespace, content: dict, state: dict, optimizer, scaler, rows: int, step_samples: int) -> list[str]:
+    """Fill optimizer and scaler from a training state and adapt its progress; return in words what differs now."""
     progress = state["progress"]
     changes = training_state.changed_settings(checkpoint.stored_args(content), vars(args), state["rows"], rows)
     changes += progress.refit(step_samples)
-    with naming("resume"):
-        training_state.restore_optimizer(optimizer, state["optimizer"], args.resume)
-        training_state.restore_scaler(scaler, state["scaler"], args.resume)
+    training_state.restore(state, optimizer, scaler, args.resume)
     if not (continues_in_place(args) and os.path.isfile(os.path.join(args.output_dir, best_name(args)))):
         progress.forget_best()  # its checkpoint is in another folder; this one gets its own
     return changes
+
+
+def report_small_objects(args: Namespace, dataset: MMRISDataset) -> None:
+    """Warn where most objects are small, with what helps."""
+    shares = object_sizes.first_shares(dataset)
+    rows = f"the first {counted(len(shares), 'validation sample')}"
+    if problem := object_sizes.advise_on_small(shares, args.img_size, args.seg_loss, rows):
+        logger.warning("WARNING: %s", problem)
 
 
 def report_resumed(args: Namespace, progress: Progress, changes: list[str]) -> None:

@@ -1,16 +1,73 @@
-"""The weights that a new run starts from: all networks of a checkpoint, or one by one."""
+"""What a run starts from: its BERT, and the weights of its networks, all from a checkpoint or one by one."""
 import logging
+import os
 from dataclasses import replace
 
 from torch import nn
 
+from bert import Tokenizer, build_text_encoder
 from models.architecture import Architecture, parse_heads
 from utils import checkpoint
 from utils.errors import InputError, naming
+from utils.flags import BERT
+
+from .state import check_intact
 
 logger = logging.getLogger(__name__)
 
 NAMES = {"model": "LAVT", "prefusion_model": "the fuser", "bert_model": "BERT"}  # by key in a checkpoint
+
+
+def read_intact(path: str, argument: str) -> dict:
+    """The content of a checkpoint whose checksums are right.
+
+    Args:
+        argument: that named it, for the messages.
+    Raises:
+        UsageError, InputError: as `utils.checkpoint.read`, or a checksum is wrong.
+    """
+    with naming(argument):
+        content = checkpoint.read(path)
+        check_intact(path)
+    return content
+
+
+def open_tokenizer(folder: str, content: dict, path: str) -> Tokenizer:
+    """The tokenizer in a folder, or, where that is the default one and absent, in a checkpoint with content `content`.
+
+    Raises:
+        UsageError, InputError: as `bert.Tokenizer`.
+    """
+    if "bert" in content and _is_absent_default(folder):
+        return Tokenizer.from_vocabulary(_bert_in(content, path)["vocabulary"], path)
+    with naming("bert_tokenizer"):
+        return Tokenizer(folder)
+
+
+def open_text_encoder(folder: str, content: dict, path: str) -> nn.Module:
+    """The text encoder in a folder, or, where that is the default one and absent, as a checkpoint describes it.
+
+    Its weights are read from the folder unless the checkpoint has them.
+
+    Raises:
+        UsageError, InputError: as `bert.build_text_encoder`.
+    """
+    if {"bert", "bert_model"} <= content.keys() and _is_absent_default(folder):
+        return build_text_encoder(config=_bert_in(content, path)["config"], source=path)
+    with naming("ck_bert"):
+        return build_text_encoder(folder, pretrained="bert_model" not in content)
+
+
+def _is_absent_default(folder: str) -> bool:
+    return folder == BERT and not os.path.isdir(folder)
+
+
+def _bert_in(content: dict, path: str) -> dict:
+    """What a checkpoint says of its BERT: `config`, plain values, and `vocabulary`, words in the order of their ids."""
+    bert = content["bert"]
+    if not isinstance(bert, dict) or not {"config", "vocabulary"} <= bert.keys():
+        raise InputError(f"{path}: 'bert' in it does not hold 'config' and 'vocabulary'")
+    return bert
 
 
 def load_pretrained(model: nn.Module, *, swin: str = "", lavt_one: str = "", lavt_head: bool = False, fuser: str = ""
@@ -48,18 +105,6 @@ def window_of(content: dict, architecture: Architecture) -> Architecture:
         return replace(architecture, window=_sizes(content).window)
     except (AttributeError, LookupError, TypeError, ValueError):
         return architecture
-
-
-def bert_in(content: dict, path: str) -> dict:
-    """What a checkpoint says of its BERT: `config`, plain values, and `vocabulary`, words in the order of their ids.
-
-    Raises:
-        InputError: it does not have this form.
-    """
-    bert = content["bert"]
-    if not isinstance(bert, dict) or not {"config", "vocabulary"} <= bert.keys():
-        raise InputError(f"{path}: 'bert' in it does not hold 'config' and 'vocabulary'")
-    return bert
 
 
 def load_networks(model: nn.Module, architecture: Architecture, content: dict, path: str) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from utils import distributed
 from utils.device import random_state, set_random_state
-from utils.errors import InputError
+from utils.errors import InputError, naming
 from utils.text import counted
 
 from .progress import Progress
@@ -42,15 +42,16 @@ def unpack(content: dict, path: str) -> dict | None:
     if state is None:
         return None
     if not isinstance(state, dict):
-        raise InputError(f"{path}: the training state is a {type(state).__name__}; it is not of this program")
+        raise InputError(f"{path}: the training state is a {type(state).__name__}; it is not of this program", "resume")
     for name, kind in (ENTRIES | ({"weights": dict} if "weights" in state else {})).items():
         if not isinstance(state.get(name), kind):
             raise InputError(f"{path}: {name!r} in the training state is not a {kind.__name__}; it is damaged or not "
-                             "of this program")
+                             "of this program", "resume")
     try:
         return state | {"progress": Progress.from_values(state["progress"])}
     except ValueError as error:
-        raise InputError(f"{path}: {error} in the training state; it is damaged or not of this program") from error
+        raise InputError(f"{path}: {error} in the training state; it is damaged or not of this program", "resume"
+                         ) from error
 
 
 def check_intact(path: str) -> None:
@@ -68,6 +69,17 @@ def check_intact(path: str) -> None:
         raise InputError(f"{path} is damaged ({error})") from error
     if damaged:
         raise InputError(f"{path} is damaged: the checksum of {damaged} in it does not match; take an earlier file")
+
+
+def restore(state: dict, optimizer, scaler, path: str) -> None:
+    """Fill optimizer and gradient scaler from a state.
+
+    Raises:
+        InputError: what it holds for them belongs to other parameters or is damaged.
+    """
+    with naming("resume"):
+        restore_optimizer(optimizer, state["optimizer"], path)
+        restore_scaler(scaler, state["scaler"], path)
 
 
 def restore_optimizer(optimizer, state: dict, path: str) -> None:
@@ -129,7 +141,7 @@ def restore_random(states: list[dict], device: torch.device, path: str) -> list[
         set_random_state(states[distributed.rank()], device)
     except WRONG_CONTENT as error:
         raise InputError(f"{path}: 'random' in the training state is not that of random generators ({error}); it is "
-                         "damaged or not of this program") from error
+                         "damaged or not of this program", "resume") from error
     return []
 
 
