@@ -62,7 +62,7 @@ def run_job(args: Namespace) -> None:
     with distributed.job(device, args.dist_timeout):
         seed_everything(args.seed)
         try:
-            batch = f"{args.batch_size} samples of {args.img_size}×{args.img_size} pixels on {device}"
+            batch = f"{counted(args.batch_size, 'sample')} of {args.img_size}×{args.img_size} pixels on {device}"
             with out_of_memory_says(batch, ways_to_save_memory(args)):
                 if args.eval_only:
                     evaluate_only(args, device)

@@ -278,7 +278,7 @@ def test_running_out_of_memory_names_what_helps(monkeypatch, scenes, tmp_path):
                   "--img_size"):
         assert words in result.stderr
     result = train(scenes, tmp_path, "--eval_vis_dir", "", "--amp", "-b", 1, ok=False)
-    assert "1 samples" in result.stderr and "--grad-checkpointing" in result.stderr
+    assert "1 sample of 64×64 pixels" in result.stderr and "--grad-checkpointing" in result.stderr
     assert "-b" not in result.stderr and "--amp" not in result.stderr  # they cannot be lowered or set once more
 
 
