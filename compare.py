@@ -2,8 +2,7 @@
 import argparse
 
 from utils.errors import run
-from utils.flags import ArgumentParser, at_least
-from utils.streams import tolerant_stdout
+from utils.flags import ArgumentParser, seed
 from utils.text import counted, printable
 
 
@@ -13,7 +12,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("a", metavar="A", help="metrics.json of one run of test.py, or its folder; per_sample.csv "
                                                "must lie beside it")
     parser.add_argument("b", metavar="B", help="likewise, of the other run")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of the bootstrap")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of the bootstrap")
     return parser
 
 
@@ -22,7 +21,6 @@ def main() -> None:
 
     from evaluation import bootstrap, comparison  # after the command line is known to be good: pandas takes a second
 
-    tolerant_stdout()
     (metrics_a, a), (metrics_b, b) = comparison.read_run(args.a), comparison.read_run(args.b)
     comparison.check_same(a, b, (args.a, args.b))
     values_a, values_b = comparison.figures(metrics_a), comparison.figures(metrics_b)

@@ -4,7 +4,6 @@ import functools
 import logging
 import os
 import re
-import sys
 
 from utils.errors import InputError, UsageError, naming, run
 from utils.files import file_stem, set_aside, unique_names
@@ -18,7 +17,7 @@ from utils.flags import (
     require_existing,
 )
 from utils.sizes import MAX_PIXELS
-from utils.streams import tolerant_stdout
+from utils.streams import log_to_stdout
 from utils.text import counted, first_line, printable
 
 logger = logging.getLogger("predict")
@@ -84,8 +83,7 @@ def main() -> None:
     from utils.device import select_device
     from utils.progress import progress_bar
 
-    tolerant_stdout()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    log_to_stdout()
     pairs, unpaired = pair_files(args.visible, args.infrared)
     if unpaired:
         logger.warning("no partner for %s, left out: %s", counted(len(unpaired), "image"),

@@ -2,8 +2,7 @@
 import argparse
 
 from utils.errors import run
-from utils.flags import ArgumentParser, Ignored, add_checkpoint_flags, at_least, require_existing, thresholds
-from utils.streams import tolerant_stdout
+from utils.flags import ArgumentParser, Ignored, add_checkpoint_flags, at_least, require_existing, seed, thresholds
 
 READ_OFF = "leave it out, the checkpoint's tensors show it"
 AUTHORS_FLAGS = {"--model": "leave it out, the segmenter is always LAVT", "--prefusion_model": READ_OFF,
@@ -51,7 +50,7 @@ def build_parser() -> ArgumentParser:
                         help="unusable rows: stop at the first, or skip them and list them")
     parser.add_argument("--dist-timeout", type=at_least(0.01, float), default=10.0,
                         help="minutes until a process that does not answer ends a distributed job")
-    parser.add_argument("--seed", type=at_least(0), default=0,
+    parser.add_argument("--seed", type=seed, default=0,
                         help="seed of the swapped sentences and of the bootstrap")
     return parser
 
@@ -62,8 +61,6 @@ def main() -> None:
     if args.text_ablation and args.shuffle_text:
         parser.error("argument --text_ablation: it swaps the sentences itself; leave out --shuffle_text")
     require_existing(args, "ckpt", "test_parquet")
-
-    tolerant_stdout()
 
     import evaluator  # after the command line is known to be good: its imports take seconds
 

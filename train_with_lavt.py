@@ -12,6 +12,7 @@ from utils.flags import (
     heads_by_stage,
     image_size,
     require_existing,
+    seed,
 )
 
 SWIN = "./pretrained_weights/swin_base_patch4_window12_384_22k.pth"
@@ -27,9 +28,7 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False,
         elsewhere=AUTHORS_FLAGS)
-    # Products and sums of numbers within these bounds can be represented.
-    rate, weight = at_least(0, float, most=1e30), at_least(0, float, most=1e9)
-    count = at_least(1, most=10**9)
+    rate, count, weight = at_least(0, float), at_least(1), at_least(0, float, most=1e9)
     # torch.distributed.launch passes it; the environment says the same
     parser.add_argument("--local-rank", action=Ignored, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
@@ -110,8 +109,7 @@ def build_parser() -> ArgumentParser:
     optim.add_argument("--model-ema-decay", type=rate, default=0.0,
                        help="decay of an exponential moving average of the weights, as in 0.999, which is then "
                             "validated and stored; 0: none")
-    optim.add_argument("--seed", type=at_least(0, most=2**63 - 1), default=0,
-                       help="seed of initial weights, sample order and dropout")
+    optim.add_argument("--seed", type=seed, default=0, help="seed of initial weights, sample order and dropout")
 
     part = parser.add_argument_group("training a part")
     part.add_argument("--freeze_bert", action="store_true",
@@ -139,7 +137,7 @@ def build_parser() -> ArgumentParser:
     run_on.add_argument("--torchcompile", action="store_true",
                         help="train with torch.compile; the first step takes minutes")
     run_on.add_argument("--tf32", action="store_true", help="allow TensorFloat-32 in float32 matrix products")
-    run_on.add_argument("--dist-timeout", type=at_least(0.01, float, most=10**6), default=10.0,
+    run_on.add_argument("--dist-timeout", type=at_least(0.01, float, most=1e6), default=10.0,
                         help="minutes until a process that does not answer ends a distributed job")
 
     output = parser.add_argument_group("output")
@@ -151,9 +149,9 @@ def build_parser() -> ArgumentParser:
                         help="steps between two readings of the losses, each of which waits for the device")
     output.add_argument("--resume", default="", metavar="PATH",
                         help="last.pth or epoch_NNN.pth to resume from; auto: last.pth in --output-dir, if it exists")
-    output.add_argument("--save_every_minutes", type=at_least(0, float, most=10**6), default=10.0,
+    output.add_argument("--save_every_minutes", type=at_least(0, float, most=1e6), default=10.0,
                         help="minutes between two saves of last.pth within an epoch; 0: after every step")
-    output.add_argument("--keep", type=at_least(0, most=10**9), default=0,
+    output.add_argument("--keep", type=at_least(0), default=0,
                         help="number of latest epochs whose checkpoints epoch_NNN.pth are kept; 0: none")
     return parser
 

@@ -350,7 +350,7 @@ def test_standard_output_that_cannot_be_written_is_said_once(capsys):
         for _ in range(3):
             tolerant.write("line\n" * 9999)
             tolerant.flush()
-    assert capsys.readouterr().err == "standard output cannot be written (No space left on device)\n"
+    assert capsys.readouterr().err == "error: standard output cannot be written (No space left on device)\n"
 
 
 def test_pictures_of_an_earlier_run_are_kept_but_not_moved_for_nothing(ask, pictures, tmp_path):
