@@ -49,7 +49,7 @@ def build_parser() -> ArgumentParser:
     model = parser.add_argument_group("model")
     model.add_argument("--prefusion_model", choices=["unet_fuser"], default="unet_fuser",
                        help="fusion network; there is one")
-    model.add_argument("--prefusion_base_ch", type=at_least(1, most=4096), default=32,
+    model.add_argument("--prefusion_base_ch", type=at_least(1, most=1024), default=32,
                        help="width c of the fuser, whose levels have c, 2c, 4c and 8c channels")
     model.add_argument("--swin_type", choices=["micro", "tiny", "small", "base", "large"], default="base",
                        help="size of the Swin Transformer; micro (width 32, depths 2-2-2-2) is for quick trials")

@@ -245,7 +245,7 @@ def test_starting_anew_in_a_folder_keeps_the_earlier_run(scenes, tmp_path):
     (["--epochs", "9" * 400], 2, "--epochs: must be a whole number of at most"),
     (["--w_grad", "1e308"], 2, "--w_grad: must be a number of at most"),
     (["--seed", str(2 ** 64)], 2, "--seed: must be a whole number of at most"),
-    (["--prefusion_base_ch", 100_000], 2, "--prefusion_base_ch: must be a whole number of at most 4096"),
+    (["--prefusion_base_ch", 100_000], 2, "--prefusion_base_ch: must be a whole number of at most 1024"),
     (["--ssim_window", 12], 2, "--ssim_window: must be odd"),
     (["--ssim_window", 65], 2, "--ssim_window: no such window fits"),
     (["--fusion_drop", "1"], 2, "--fusion_drop: must be below 1"),
