@@ -1,4 +1,4 @@
-"""Train one epoch, evaluate one data set."""
+"""Train for one epoch; evaluate a data set."""
 import time
 
 import torch
@@ -16,17 +16,17 @@ from utils.progress import progress_bar
 def train_one_epoch(model, criterion, loader, optimizer, scheduler, scaler, device, progress: Progress, autosave, *,
                     networks: dict, dtype=None, accum: int = 1, grad_clip: float = 0.0, print_freq: int = 10,
                     max_bad_steps: int = 10, ema=None, on_terms=None) -> None:
-    """What is left of one pass over the data, one optimizer and scheduler step for every `accum` batches.
+    """Train for the rest of an epoch, with one optimizer and scheduler step for every `accum` batches.
 
     A step whose loss or gradient is not finite changes neither weights nor running statistics.
 
     Args:
         model: from `build_model`, or that in DistributedDataParallel.
         criterion: from `build_criterion`.
-        loader: gives the batches that are left of the epoch, as `data.collate` makes them.
+        loader: gives the remaining batches of the epoch, as `data.collate` makes them.
         scaler: from `utils.device.grad_scaler`.
         progress: brought up to date whenever the loss terms are read.
-        autosave: a `training.autosave.Autosave`, asked after each step.
+        autosave: a `training.autosave.Autosave`, whose `due` is called after each step.
         networks: name → module, whose gradient norms are reported.
         dtype: for the networks' forward pass, float16 or bfloat16; None: float32. Losses are float32 in any case.
         grad_clip: largest 2-norm of all gradients together; 0 leaves them as they are.
@@ -55,7 +55,7 @@ def train_one_epoch(model, criterion, loader, optimizer, scheduler, scaler, devi
             pending.left_out += batch.get("bad", [])
             used += len(batch["row"]) + len(batch.get("bad", []))
             usable = len(batch["row"]) > 0
-            if not usable:  # other processes take part in this step, so this one computes it too, with weight 0
+            if not usable:  # the other processes average gradients in this step, so this one adds some of weight 0
                 batch = _any_batch(loader)
             vis, ir, input_ids, attention_mask = (batch[name].to(device, non_blocking=True) for name in INPUTS)
             target = batch["target"].to(device, non_blocking=True) if "target" in batch else None
@@ -74,7 +74,7 @@ def train_one_epoch(model, criterion, loader, optimizer, scheduler, scaler, devi
         norm = torch.stack(list(norms.values())).norm()
         if grad_clip > 0:
             torch.nn.utils.clip_grads_with_norm_(parameters, grad_clip, norm)
-        scaler.step(optimizer)  # skips it by itself, on the device, when a gradient is not finite
+        scaler.step(optimizer)  # does nothing if a gradient is not finite, which is decided on the device
         scaler.update(None if dtype == torch.float16 else 1.0)
         optimizer.zero_grad(set_to_none=True)
         scheduler.step()
@@ -116,17 +116,19 @@ def _any_batch(loader) -> dict:
 
 
 @torch.inference_mode()
-def evaluate(model, loader, device, thresholds=THRESHOLDS, on_batch=None, bad: list[str] | None = None, dtype=None
-             ) -> tuple[dict[str, float], torch.Tensor]:
-    """Segmentation metrics over all samples, each with its sentence, whichever process had them.
+def evaluate(model, loader, device, thresholds=THRESHOLDS, on_batch=None, bad: list[str] | None = None, dtype=None,
+             criterion=None) -> tuple[dict[str, float], torch.Tensor]:
+    """Segmentation metrics over the samples of all processes.
 
     Args:
         model: not wrapped.
         loader: gives this process's share of the data set.
         thresholds: the t of precision@t.
         on_batch: called with each batch and the model's output, for pictures.
-        bad: gets the messages about rows that the data set left out, those of all processes.
+        bad: the messages about rows that the data set left out, in all processes, are appended to it.
         dtype: as in `train_one_epoch`.
+        criterion: from `build_criterion`, for this process alone; adds `val_seg` and `val_total` to the metrics, the
+            means of these losses over all samples.
     Returns:
         The metrics in percent (see `evaluation.metrics.summarise`), over the rows that could be used; and (N, 5) int64
         pixel counts by row, N being the length of the data set, all 0 for rows that were left out.
@@ -135,9 +137,13 @@ def evaluate(model, loader, device, thresholds=THRESHOLDS, on_batch=None, bad: l
     """
     model.eval()
     counts = torch.zeros(len(loader.dataset), 5, dtype=torch.int64)
-    messages = []
+    messages, losses = [], _Means()
     for batch, output in _outputs(model, loader, device, dtype, messages):
-        counts[batch["row"]] = pixel_counts(output.logits, batch["target"].to(device)).cpu()
+        target = batch["target"].to(device)
+        counts[batch["row"]] = pixel_counts(output.logits, target).cpu()
+        if criterion is not None:
+            terms = criterion(output, batch["vis"].to(device), batch["ir"].to(device), target)[1]
+            losses.add({name: terms[name] for name in ("seg", "total")}, len(target))
         if on_batch is not None:
             on_batch(batch, output)
     counts = distributed.total(counts)
@@ -146,37 +152,54 @@ def evaluate(model, loader, device, thresholds=THRESHOLDS, on_batch=None, bad: l
     used = usable_rows(counts)
     if not len(used):
         raise InputError("none of the rows can be used; the messages about them say why")
-    return summarise(counts[used], thresholds), counts
+    return summarise(counts[used], thresholds) | losses.gather(), counts
 
 
 @torch.inference_mode()
 def evaluate_fusion(model, criterion, loader, device, on_batch=None, bad: list[str] | None = None, dtype=None
                     ) -> dict[str, float]:
-    """The means of the loss terms over all samples, named `val_` and the term; for a model without segmenter.
+    """The means of all loss terms over all samples, named `val_` and the term, of a model without segmenter.
 
     Arguments and errors as for `evaluate`.
     """
     model.eval()
-    sums, count, messages = {}, 0, []
+    messages, losses = [], _Means()
     for batch, output in _outputs(model, loader, device, dtype, messages):
         vis, ir = batch["vis"].to(device), batch["ir"].to(device)
-        for name, value in criterion(output, vis, ir, None)[1].items():
-            sums[name] = sums.get(name, 0.0) + float(value) * len(vis)
-        count += len(vis)
+        losses.add(criterion(output, vis, ir, None)[1], len(vis))
         if on_batch is not None:
             on_batch(batch, output)
     if bad is not None:
         bad += distributed.joined(messages)
-    shares = distributed.gather((sums, count))
-    count = sum(share for _, share in shares)
-    if not count:
+    means = losses.gather()
+    if not means:
         raise InputError("none of the rows can be used; the messages about them say why")
-    return {f"val_{name}": sum(share.get(name, 0.0) for share, _ in shares) / count
-            for name in max((share for share, _ in shares), key=len)}
+    return means
+
+
+class _Means:
+    """Means of loss terms over samples, from the means over batches."""
+
+    def __init__(self):
+        self.sums: dict[str, float] = {}
+        self.count = 0
+
+    def add(self, terms: dict[str, torch.Tensor], count: int) -> None:
+        """Add the terms of a batch of `count` samples."""
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value) * count
+        self.count += count
+
+    def gather(self) -> dict[str, float]:
+        """The means over the batches of all processes, by `val_` and the term's name; empty if there are none."""
+        shares = distributed.gather((self.sums, self.count))
+        count = sum(share for _, share in shares)
+        return {f"val_{name}": sum(share.get(name, 0.0) for share, _ in shares) / count
+                for name in max((share for share, _ in shares), key=len)}
 
 
 def _outputs(model, loader, device, dtype, messages: list[str]):
-    """Each batch with the model's output; messages about rows that were left out are added to `messages`."""
+    """Yield each batch with the model's output; messages about rows that were left out are appended to `messages`."""
     for batch in progress_bar(loader, desc="evaluate", unit="batch", disable=distributed.rank() > 0):
         messages += batch.get("bad", [])
         if len(batch["row"]):
