@@ -6,7 +6,7 @@
 import logging
 import os
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -81,13 +81,13 @@ class Predictor:
         """
         if not isinstance(device, str | torch.device):
             raise ValueError(f"device: must be a name, as in cuda:1, or a torch.device, not {printable(repr(device))}")
-        path, bert_tokenizer, ck_bert = (_as_path(name, value) for name, value in (
+        file, vocabulary, bert = (_as_path(name, value) for name, value in (
             ("path", path), ("bert_tokenizer", bert_tokenizer), ("ck_bert", ck_bert)))
-        if path is None:
+        if file is None:
             raise ValueError("path: must be that of a checkpoint, not None")
         try:
             chosen = select_device(str(device))
-            opened = open_checkpoint(path, chosen, bert_tokenizer=bert_tokenizer, ck_bert=ck_bert, img_size=img_size,
+            opened = open_checkpoint(file, chosen, bert_tokenizer=vocabulary, ck_bert=bert, img_size=img_size,
                                      mha=mha, flip=flip, amp=amp)
         except InputError as error:
             raise ValueError(str(error)) from error
@@ -142,6 +142,7 @@ class Predictor:
         """
         input_ids, attention_mask = (tensor.to(self.device) for tensor in self._tokenize(text))
         output = self.model.answer(pair.features, input_ids, attention_mask)
+        assert output.logits is not None  # every checkpoint has a segmenter
         if not (output.fused.isfinite().all() and output.logits.isfinite().all()):
             raise ValueError("the model's output for this pair and sentence is not finite (NaN or infinity)")
         height, width = pair.visible.shape[:2]
@@ -177,7 +178,7 @@ class Predictor:
         return [word for word, ids in zip(words, self.tokenizer(words)[0], strict=True) if self._unknown in ids]
 
 
-def _as_path(name: str, path) -> str | None:
+def _as_path(name: str, path: Any) -> str | None:
     """A str, from anything that names a file or folder."""
     try:
         return None if path is None else os.fsdecode(path)
