@@ -64,7 +64,8 @@ def structural_similarity(one: Tensor, other: Tensor, size: int = 11, sigma: flo
     return ssim(one, other, data_range=1.0, win=gaussian_window(size, sigma, one.device))
 
 
-def fusion_terms(fused: Tensor, vis: Tensor, ir: Tensor, similarity=structural_similarity) -> dict[str, Tensor]:
+def fusion_terms(fused: Tensor, vis: Tensor, ir: Tensor,
+                 similarity: Callable[[Tensor, Tensor], Tensor] = structural_similarity) -> dict[str, Tensor]:
     """The unweighted fusion terms, each a scalar.
 
     Args:
@@ -116,7 +117,7 @@ def dice_loss(logits: Tensor, target: Tensor, _average: Average | None = None) -
     return 1 - _mean_over_present_classes(dice, t.sum(-1))
 
 
-def bce_area_loss(logits: Tensor, target: Tensor, _average=None) -> Tensor:
+def bce_area_loss(logits: Tensor, target: Tensor, _average: Average | None = None) -> Tensor:
     """Binary cross-entropy on the foreground logit: object and background have equal weight whatever their areas."""
     foreground = target.flatten(1).to(logits.dtype)
     bce = F.binary_cross_entropy_with_logits(logits[:, 1].flatten(1), foreground, reduction="none")
