@@ -121,7 +121,8 @@ def load_strictly(module: nn.Module, tensors: dict, source: str) -> None:
     Swin's `relative_position_index`, which follows from the window size, may be absent.
 
     Raises:
-        InputError: a key is absent, unknown or of another shape; `source` says in the message what was being loaded.
+        InputError: a key is absent, unknown or of another shape, or an index has other values; `source` says in the
+            message what was being loaded.
     """
     expected = module.state_dict()
     derived = {key: value for key, value in expected.items()
@@ -134,9 +135,13 @@ def load_strictly(module: nn.Module, tensors: dict, source: str) -> None:
     unknown = [key for key in tensors if key not in expected]
     if unlike:
         key = unlike[0]
-        found = f"has {_form(tensors[key])}" if key in tensors else "is absent"
+        found = f"has shape {_form(tensors[key])}" if key in tensors else "is absent"
         raise InputError(f"{source} does not fit: {len(unlike)} of {len(expected)} tensors differ; {key} {found}, "
                          f"expected {_form(expected[key])}")
+    wrong = [key for key in expected if key.endswith("relative_position_index") and key not in derived
+             and not torch.equal(tensors[key], expected[key].to(tensors[key].dtype))]
+    if wrong:
+        raise InputError(f"{source} does not fit: {wrong[0]} does not have the values that follow from the window size")
     if unknown:
         raise InputError(f"{source} does not fit: the model lacks {len(unknown)} of its tensors, "
                          f"{printable(unknown[0])} first")
@@ -151,8 +156,8 @@ def _same_form(value: Any, expected: Tensor) -> bool:
 
 def _form(value: Any) -> str:
     if not isinstance(value, Tensor):
-        return f"type {type(value).__name__}"
-    return f"shape {tuple(value.shape)}" + ("" if value.is_floating_point() else " of whole numbers")
+        return f"of a {type(value).__name__}"
+    return f"{tuple(value.shape)}" + ("" if value.is_floating_point() else " of whole numbers")
 
 
 def load_matching(module: nn.Module, tensors: dict, source: str) -> None:
