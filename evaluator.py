@@ -143,7 +143,7 @@ def open_model(args: Namespace, device: torch.device) -> OpenCheckpoint:
 def open_data_set(args: Namespace, opened: OpenCheckpoint) -> MMRISDataset:
     """The rows to evaluate; with `--shuffle_text` with swapped sentences."""
     dataset = MMRISDataset(args.test_parquet, opened.tokenizer, opened.img_size, originals=True,
-                           lumas=args.fusion_metrics, bad_rows=args.bad_rows)
+                           lumas=args.fusion_metrics, bad_rows=args.bad_rows, exact=True)
     return swapped(dataset, args.seed) if args.shuffle_text else dataset
 
 
