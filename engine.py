@@ -4,14 +4,13 @@ import time
 import torch
 
 from evaluation.metrics import THRESHOLDS, pixel_counts, summarise, usable_rows
+from models import INPUTS
 from training.autosave import STOP
 from training.progress import PendingTerms, Progress
 from utils import distributed
 from utils.device import autocast
 from utils.errors import InputError
 from utils.progress import progress_bar
-
-INPUTS = ("vis", "ir", "input_ids", "attention_mask")
 
 
 def train_one_epoch(model, criterion, loader, optimizer, scheduler, scaler, device, progress: Progress, autosave, *,

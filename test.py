@@ -2,7 +2,7 @@
 import argparse
 
 from utils.errors import run
-from utils.flags import ArgumentParser, add_checkpoint_flags, at_least, require_existing, thresholds
+from utils.flags import ArgumentParser, add_checkpoint_flags, at_least, require_existing, seed, thresholds
 
 
 def build_parser() -> ArgumentParser:
@@ -42,7 +42,7 @@ def build_parser() -> ArgumentParser:
                         help="unusable rows: stop at the first, or skip them and list them")
     parser.add_argument("--dist-timeout", type=at_least(0.01, float), default=10.0,
                         help="minutes until a process that does not answer ends a distributed job")
-    parser.add_argument("--seed", type=at_least(0), default=0,
+    parser.add_argument("--seed", type=seed, default=0,
                         help="seed of the swapped sentences and of the bootstrap")
     return parser
 
@@ -53,6 +53,7 @@ def main() -> None:
     if args.text_ablation and args.shuffle_text:
         parser.error("argument --text_ablation: it swaps the sentences itself; leave out --shuffle_text")
     require_existing(args, "ckpt", "test_parquet")
+
 
     import evaluator  # after the command line is known to be good: its imports take seconds
 

@@ -17,7 +17,7 @@ from timm.utils import ModelEmaV3
 from bert import Tokenizer, check_vocabulary
 from data import MMRISDataset, evaluation_loader, training_loader
 from engine import Progress, evaluate, evaluate_fusion, train_one_epoch
-from evaluation.metrics import table
+from evaluation.metrics import metrics_table
 from models import Architecture, build_criterion, build_model
 from models.ris_fusion import RISFusion
 from training import state as training_state
@@ -187,7 +187,7 @@ def evaluate_only(args: Namespace, device: torch.device) -> None:
     metrics, _, _ = validate(args, model.to(device), build_criterion(args), loader, device,
                              getattr(torch, args.amp_dtype) if args.amp else None)
     if distributed.rank() == 0:
-        print(f"{args.resume} on {args.val_parquet}\n{table(metrics)}")
+        print(f"{args.resume} on {args.val_parquet}\n{metrics_table(metrics)}")
 
 
 def validate(args: Namespace, model: RISFusion, criterion, loader, device: torch.device, dtype=None, on_batch=None):

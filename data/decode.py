@@ -10,11 +10,11 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from utils.sizes import MAX_PIXELS
 from utils.text import first_line
 
 from .npy import described, read_npy
 
-MAX_PIXELS = 89_478_485  # Pillow's own limit, above which it takes an image for a decompression bomb
 # Pillow's plugins that decode by themselves. Others start programs (EPS: Ghostscript) or call what is registered.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP")
 STRETCH = (1.0, 99.0)  # percentiles that become black and white when values exceed 8 bits

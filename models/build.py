@@ -60,8 +60,8 @@ def assemble(architecture: Architecture, text_encoder: nn.Module, segment: bool 
     return RISFusion(text_encoder, fuser, LAVT(backbone, architecture.size.embed_dim))
 
 
-def build_from_checkpoint(content: dict, source: str, ck_bert: str, pwam_heads: tuple[int, ...] = (1, 1, 1, 1)
-                          ) -> RISFusion:
+def build_from_checkpoint(content: dict, source: str, ck_bert: str, pwam_heads: tuple[int, ...] = (1, 1, 1, 1),
+                          bert_config: dict | None = None) -> RISFusion:
     """The model that a checkpoint holds, in evaluation mode.
 
     Swin size, window, fuser and text width are read off the tensors.
@@ -71,6 +71,8 @@ def build_from_checkpoint(content: dict, source: str, ck_bert: str, pwam_heads: 
         source: the checkpoint's path, for the messages.
         ck_bert: folder with BERT's configuration; also its weights if the checkpoint has none.
         pwam_heads: PWAM's heads by stage, which no tensor shows.
+        bert_config: plain values as `bert.plain_config` gives them, used instead of `ck_bert`; for a checkpoint that
+            has BERT's weights.
     Raises:
         InputError: not a checkpoint of this kind, or one that does not fit the BERT in `ck_bert`.
         UsageError: there is no folder `ck_bert`, or the heads do not divide the widths.
@@ -91,7 +93,9 @@ def build_from_checkpoint(content: dict, source: str, ck_bert: str, pwam_heads: 
     except ValueError as error:
         raise UsageError(f"{source}: {error}", "mha") from error
     with_bert = isinstance(content.get("bert_model"), dict)
-    model = assemble(architecture, build_text_encoder(ck_bert, pretrained=not with_bert))
+    if bert_config is not None:
+        ck_bert = f"the BERT configuration in {source}"
+    model = assemble(architecture, build_text_encoder(ck_bert, not with_bert, config=bert_config, source=ck_bert))
     if model.text_encoder.config.hidden_size != text_dim:
         raise InputError(f"{source} was trained with a text encoder of width {text_dim}, the one in {ck_bert} is of "
                          f"width {model.text_encoder.config.hidden_size}")

@@ -101,7 +101,10 @@ class PixelWordAttention(nn.Module):
 
 
 class LangGatedFusion(nn.Module):
-    """Mix the features of the two modalities with a gate α for each pixel that depends on the sentence.
+    """Mix the features of the two modalities under the guidance of the sentence.
+
+    For each pixel the sentence gives a gate α (1 takes the infrared features, 0 the visible ones), a scale γ and an
+    offset β, the same for all channels.
 
     Args:
         channels: C of each modality's features.
@@ -109,7 +112,7 @@ class LangGatedFusion(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.pwam = PixelWordAttention(2 * channels)
+        self.pwam = PixelWordAttention(2 * channels)  # the checkpoint's name; not LAVT's PWAM of pwam.py
         self.fuse_gate = nn.Sequential(nn.Conv2d(TEXT_WIDTH, 128, 1), nn.ReLU(inplace=True), nn.Conv2d(128, 1, 1))
         self.film = nn.Sequential(nn.Conv2d(TEXT_WIDTH, 128, 1), nn.ReLU(inplace=True), nn.Conv2d(128, 2, 1))
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from .fuser import EncodedPair
 
+INPUTS = ("vis", "ir", "input_ids", "attention_mask")  # of the model, in this order; their names in a batch
 
 class Output(NamedTuple):
     """The model's results for a batch."""
@@ -71,7 +72,7 @@ class RISFusion(nn.Module):
         """
         # A mask with a row for each query, because transformers inspects one with a single row for whether it masks
         # anything, which waits for the GPU.
-        visible_words = attention_mask.bool()[:, None, None, :].expand(-1, -1, attention_mask.shape[1], -1)
-        text = self.text_encoder(input_ids, attention_mask=visible_words).last_hidden_state
+        unmasked = attention_mask.bool()[:, None, None, :].expand(-1, -1, attention_mask.shape[1], -1)
+        text = self.text_encoder(input_ids, attention_mask=unmasked).last_hidden_state
         fused = self.fuser.decode(pair, text, attention_mask)
         return Output(fused, None if self.segmenter is None else self.segmenter(fused, text, attention_mask))

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import engine
 from engine import PendingTerms, Progress, train_one_epoch
-from models import Output, build_criterion, build_model
+from models import INPUTS, Output, build_criterion, build_model
 from models.fast import checkpoint_activations, save_memory
 from utils.device import autocast, grad_scaler
 from utils.errors import InputError
@@ -172,7 +172,7 @@ def test_recomputing_changes_neither_gradients_nor_running_statistics(install, d
             network = copy.deepcopy(network)  # as for averaged weights
         torch.manual_seed(5)  # stochastic depth draws the same, and again in the second pass
         with autocast(CPU, dtype):
-            output = network(*(batch[name] for name in engine.INPUTS))
+            output = network(*(batch[name] for name in INPUTS))
         loss, _ = build_criterion(ARGS)(output, batch["vis"], batch["ir"], batch["target"])
         loss.backward()
         outcomes.append({name: tensor.grad if isinstance(tensor, torch.nn.Parameter) else tensor for name, tensor in
@@ -182,6 +182,7 @@ def test_recomputing_changes_neither_gradients_nor_running_statistics(install, d
         tensor is None if other[name] is None else torch.equal(tensor, other[name]) for name, tensor in plain.items())
 
 
+@pytest.mark.filterwarnings("ignore:A saved_tensors_hooks context")  # which does not see what is kept by choice
 @pytest.mark.parametrize(("at_least", "fewer"), [(0, True), (2**40, False)])
 def test_saving_memory_keeps_fewer_tensors_for_the_backward_pass_unless_they_are_small(at_least, fewer, model):
     batch, kept = batches(1)[0], []
@@ -194,7 +195,7 @@ def test_saving_memory_keeps_fewer_tensors_for_the_backward_pass_unless_they_are
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            network.train()(*(batch[name] for name in engine.INPUTS))
+            network.train()(*(batch[name] for name in INPUTS))
         return sum(sizes.values())
 
     kept.append(count(model))
@@ -229,7 +230,7 @@ def test_a_step_does_not_wait_for_the_device(model):
     for _ in range(2):  # the first makes what is kept
         waits = WaitsForDevice()
         with waits:
-            output = model.train()(*(batch[name] for name in engine.INPUTS))
+            output = model.train()(*(batch[name] for name in INPUTS))
             loss, _ = criterion(output, batch["vis"], batch["ir"], batch["target"])
             loss.backward()
     assert not waits.seen

@@ -6,7 +6,7 @@ import torch
 from parity import checkpoint_keys, fill_, golden, inputs
 from transformers import BertConfig, BertModel
 
-from models import build_criterion, build_model
+from models import INPUTS, build_criterion, build_model
 
 GOLDEN = golden()
 README_WEIGHTS = {"lambda_prefusion": 3.0, "w_sobel_vis": 0.0, "w_sobel_ir": 1.0, "w_grad": 1.0, "w_ssim_vis": 0.5,
@@ -42,7 +42,7 @@ def case(request, two_layer_bert):
 
 
 def forward(case):
-    return case.model(*(case.inputs[name] for name in ("vis", "ir", "input_ids", "attention_mask")))
+    return case.model(*(case.inputs[name] for name in INPUTS))
 
 
 def assert_like(tensor: torch.Tensor, figures: dict, tolerance: float = 1e-4) -> None:
@@ -118,7 +118,7 @@ def test_the_state_dicts_have_the_released_keys_dtypes_and_shapes():
 def test_text_and_images_of_any_width_fit_together(tiny_bert):
     model = build_model(arguments(swin_type="micro", prefusion_base_ch=4, ck_bert=tiny_bert))
     batch = inputs(45, 67, vocab=20)
-    output = model(*(batch[name] for name in ("vis", "ir", "input_ids", "attention_mask")))
+    output = model(*(batch[name] for name in INPUTS))
     assert output.fused.shape == (2, 3, 45, 67)
     assert output.logits.shape == (2, 2, 45, 67)
 
@@ -130,7 +130,7 @@ def test_padding_words_change_nothing(tiny_bert):
     short = {name: batch[name][1:] for name in batch}
     cut = short | {name: short[name][:, :7] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
-        padded, unpadded = (model(*(b[name] for name in ("vis", "ir", "input_ids", "attention_mask")))
+        padded, unpadded = (model(*(b[name] for name in INPUTS))
                             for b in (short, cut))
     torch.testing.assert_close(padded.fused, unpadded.fused, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(padded.logits, unpadded.logits, atol=1e-5, rtol=1e-4)
@@ -139,7 +139,7 @@ def test_padding_words_change_nothing(tiny_bert):
 def test_the_segmentation_loss_reaches_fuser_and_text_encoder(tiny_bert):
     model = build_model(arguments(swin_type="micro", prefusion_base_ch=4, ck_bert=tiny_bert))
     batch = inputs(64, 64, vocab=20)
-    output = model(*(batch[name] for name in ("vis", "ir", "input_ids", "attention_mask")))
+    output = model(*(batch[name] for name in INPUTS))
     _, terms = build_criterion(arguments(lambda_prefusion=0.0))(output, batch["vis"], batch["ir"], batch["target"])
     assert terms["total"] == terms["seg"]
     loss, _ = build_criterion(arguments(lambda_prefusion=0.0))(output, batch["vis"], batch["ir"], batch["target"])
@@ -153,7 +153,7 @@ def test_images_of_32_px_or_less_are_refused_with_the_reason(tiny_bert):
     model = build_model(arguments(swin_type="micro", prefusion_base_ch=4, ck_bert=tiny_bert))
     batch = inputs(32, 32, vocab=20)
     with pytest.raises(ValueError, match="single position, on which InstanceNorm"):
-        model(*(batch[name] for name in ("vis", "ir", "input_ids", "attention_mask")))
+        model(*(batch[name] for name in INPUTS))
 
 
 def test_random_weights_start_as_swin_does(tiny_bert):

@@ -3,6 +3,7 @@ import signal
 import time
 
 from utils import distributed
+from utils.workers import STOPPING
 
 NOTHING, SAVE, STOP = 0, 1, 2
 
@@ -31,7 +32,7 @@ class Autosave:
         self.write, self.every_minutes = write, every_minutes
         self.signal: signal.Signals | None = None
         self.last = time.monotonic()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for number in STOPPING:
             signal.signal(number, self._take)
 
     def _take(self, number: int, _frame) -> None:

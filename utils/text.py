@@ -1,6 +1,7 @@
 """Words for people: counts with their nouns, and text of unknown origin made safe to print."""
 
 LONGEST = 200  # characters of a name, key or sentence from a file that a message shows
+LONGEST_LINE = 10_000  # characters of a line of a message
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
@@ -27,3 +28,8 @@ def printable(text: object, longest: int = LONGEST) -> str:
     cut = text[:longest] + "…" * (len(text) > longest)
     return "".join(character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
                    for character in cut)
+
+
+def printable_lines(text: str) -> str:
+    """Several lines as they may be printed in a terminal, each as `printable` gives it, but up to LONGEST_LINE."""
+    return "\n".join(printable(line, LONGEST_LINE) for line in text.split("\n"))

@@ -35,7 +35,7 @@ def prepare_for_inference(model: RISFusion, device: torch.device, amp_dtype: tor
     """
     model.eval().requires_grad_(False)
     fold_batch_norm(model)
-    keep_masks(model)
+    keep_score_biases(model)
     if has_onednn(device):
         use_pointwise_linear(model)
         if amp_dtype is None and not compiled:
@@ -58,23 +58,23 @@ def fold_batch_norm(model: nn.Module) -> None:
             setattr(layers, norm, nn.Identity())
 
 
-class MaskKeepingBlock(SwinBlock):
-    """A Swin block that computes its attention mask once for each size of map. Needs an attribute `masks`, a dict."""
+class BiasKeepingBlock(SwinBlock):
+    """A Swin block that computes `score_bias` once for each size of map. Needs an attribute `biases`, a dict."""
 
-    def attention_mask(self, height: int, width: int) -> Tensor:
+    def score_bias(self, height: int, width: int) -> Tensor:
         """As of SwinBlock."""
         if torch.compiler.is_compiling():
-            return super().attention_mask(height, width)
-        if (height, width) not in self.masks:
-            self.masks[height, width] = super().attention_mask(height, width)
-        return self.masks[height, width]
+            return super().score_bias(height, width)
+        if (height, width) not in self.biases:
+            self.biases[height, width] = super().score_bias(height, width)
+        return self.biases[height, width]
 
 
-def keep_masks(model: nn.Module) -> None:
-    """Let each Swin block keep its attention mask."""
+def keep_score_biases(model: nn.Module) -> None:
+    """Let each Swin block keep its `score_bias`."""
     for module in model.modules():
         if isinstance(module, SwinBlock):
-            module.__class__, module.masks = MaskKeepingBlock, {}
+            module.__class__, module.biases = BiasKeepingBlock, {}
 
 
 class PointwiseLinear(nn.Module):

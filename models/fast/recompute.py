@@ -15,15 +15,16 @@ from ..lavt import Decoder
 from ..pwam import PWAM
 from ..swin import SwinBlock
 
-# Selective checkpointing keeps the results of these. All else, attention's scores included, is cheap to compute again.
+# The results that selective checkpointing keeps. Everything else, attention included, is cheap to compute again.
 EXPENSIVE = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.convolution.default]
-LARGE = 1_000_000  # bytes of a module's input, from which on selective checkpointing saves more than it costs
+LARGE = 900_000  # bytes of a module's input, from which on the memory is worth the time
 
 
 def save_memory(model: nn.Module, device: torch.device, at_least: int = LARGE) -> None:
-    """Selective checkpointing, for training on a CPU: keep the results of matrix products and convolutions only.
+    """Activation checkpointing of what is large and cheap, for training on a CPU.
 
-    On other devices nothing changes: their fused attention keeps no scores, and the time is worth more there.
+    The fuser's levels and PWAM are computed again as a whole. Of Swin's blocks and of the decoder the results of matrix
+    products and convolutions are kept. On other devices nothing changes: their fused attention keeps no scores.
 
     Args:
         model: a `RISFusion`; changed in place, gradients and state dict stay the same.
@@ -31,18 +32,19 @@ def save_memory(model: nn.Module, device: torch.device, at_least: int = LARGE) -
         at_least: bytes of a module's first input; with smaller ones everything is kept.
     """
     if device.type == "cpu":
-        _install(model, {SwinBlock: EXPENSIVE, Decoder: EXPENSIVE, DoubleConv: EXPENSIVE, PWAM: []}, at_least)
+        kept = {SwinBlock: EXPENSIVE, Decoder: EXPENSIVE, PWAM: [], DoubleConv: [], Down: [], Up: []}
+        _install(model, kept, at_least)
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Full checkpointing: keep only the inputs of Swin's blocks, PWAM and the fuser's levels.
+    """Full activation checkpointing: Swin's blocks are computed again as a whole, too, whatever their size.
 
-    The decoder of the segmenter, half of all operations, keeps the results of its convolutions.
+    The decoder, nearly half of all operations, still keeps the results of its convolutions.
 
     Args:
         model: a `RISFusion`; changed in place, gradients and state dict stay the same.
     """
-    _install(model, {kind: [] for kind in (SwinBlock, PWAM, DoubleConv, Down, Up)} | {Decoder: EXPENSIVE}, 0)
+    _install(model, {SwinBlock: [], Decoder: EXPENSIVE, PWAM: [], DoubleConv: [], Down: [], Up: []}, 0)
 
 
 def _install(module: nn.Module, kept: dict[type, list], at_least: int) -> None:
