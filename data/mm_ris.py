@@ -9,7 +9,7 @@ from utils.errors import InputError
 
 from .columns import IMAGES, MASK, NULL, read_columns
 from .decode import decode_lumas, decode_mask, decode_pixels
-from .parquet_rows import ParquetRows, RowError, find_parquet
+from .parquet_rows import ParquetRows, ReadLimits, RowError, find_parquet
 from .resize import Squares
 
 TOKENIZED_AT_ONCE = 4096  # sentences; what a tokenizer returns takes kilobytes of each
@@ -57,7 +57,7 @@ class MMRISDataset(torch.utils.data.Dataset):
     """
 
     def __init__(self, path: str, tokenizer, img_size: int = 480, originals: bool = False, masks: bool = True,
-                 lumas: bool = False, bad_rows: str = "stop"):
+                 lumas: bool = False, bad_rows: str = "stop", limits: ReadLimits | None = None):
         if img_size < 1:
             raise ValueError(f"img_size must be a positive number of pixels, not {img_size}")
         if bad_rows not in ("stop", "skip"):
@@ -69,7 +69,10 @@ class MMRISDataset(torch.utils.data.Dataset):
         self.names, self.questions, self.indices, self._wordless = read_columns(path, files, columns)
         if self._wordless and bad_rows == "stop":
             raise InputError(self._wordless[min(self._wordless)])
-        self._rows = ParquetRows(files, columns)
+        self._rows = ParquetRows(files, columns, limits)
+        if len(self._rows) != len(self.questions):
+            raise InputError(f"{path}: its row groups have {len(self._rows)} rows, its columns {len(self.questions)}; "
+                             "the file is damaged, download or write it again")
         self._squares = Squares(img_size)
         self._memory: dict[str, np.ndarray] = {}
         self.input_ids, self.attention_mask = _tokenize(tokenizer, self.questions)
@@ -141,6 +144,11 @@ class MMRISDataset(torch.utils.data.Dataset):
     def windows(self) -> list | None:
         """Which rows lie together in the files, for `epoch_order`; see `ParquetRows.windows`."""
         return self._rows.windows()
+
+    @property
+    def limits(self) -> ReadLimits:
+        """How the files are read, for `epoch_order`."""
+        return self._rows.limits
 
     def shuffle_text(self, seed: int) -> None:
         """Swap the sentences between the samples: none keeps its own, nor, where avoidable, one of the same words.

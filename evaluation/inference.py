@@ -1,6 +1,7 @@
-"""A checkpoint opened for use: its tokenizer, and its model with the precision and mirroring that were asked for."""
+"""A checkpoint opened for use: its tokenizer, and its model with the requested precision and mirroring."""
 import argparse
 import logging
+import numbers
 import os
 from typing import NamedTuple
 
@@ -14,8 +15,10 @@ from models.fuser import EncodedPair
 from models.tta import average, exchange, left_right_ids
 from utils import checkpoint
 from utils.device import compile_mode, warn_if_slow
-from utils.errors import UsageError, naming
+from utils.errors import InputError, UsageError, naming
 from utils.flags import BERT, image_size
+from utils.sizes import LARGEST_SIDE, SMALLEST_SIDE
+from utils.text import printable
 
 try:
     from models import fast
@@ -23,8 +26,6 @@ except ImportError:  # the folder may be deleted: the same results, slower
     fast = None
 
 logger = logging.getLogger(__name__)
-
-SMALLEST = 33  # pixels; at 32 and below Swin's last stage is a single position, on which InstanceNorm cannot work
 
 
 class Inference(nn.Module):
@@ -84,7 +85,7 @@ class Inference(nn.Module):
             return self.model(*inputs)
         size = len(inputs[0])
         self.compiled_for = max(self.compiled_for, size)
-        if size < self.compiled_for:  # filled up with its last sample, since compiling for another size takes minutes
+        if size < self.compiled_for:  # padded with its last sample, since compiling for another size takes minutes
             index = torch.arange(self.compiled_for, device=inputs[0].device).clamp(max=size - 1)
             inputs = tuple(tensor.index_select(0, index) for tensor in inputs)
         # Copies, since a CUDA graph writes its next results to the same memory.
@@ -92,7 +93,7 @@ class Inference(nn.Module):
 
 
 class OpenCheckpoint(NamedTuple):
-    """A checkpoint ready for use, and the settings that its opening has come to."""
+    """A checkpoint ready for use, and the settings with which it was opened."""
 
     model: Inference
     tokenizer: Tokenizer
@@ -119,8 +120,8 @@ def open_checkpoint(path: str, device: torch.device, *, bert_tokenizer: str | No
         flip: average with the mirrored images.
         amp: compute in bfloat16 where that is safe, instead of float32.
         compiled: compile with `torch.compile`.
-        keep_memory: let this process keep the memory of freed tensors, which is faster; for a program that does nothing
-            else.
+        keep_memory: let this process keep the memory of freed tensors, which is faster; for a program that does only
+            this.
     Raises:
         UsageError: a file or folder does not exist, or an argument cannot be used; its `argument` says which.
         InputError: the checkpoint or BERT's files are damaged or do not fit together.
@@ -132,12 +133,15 @@ def open_checkpoint(path: str, device: torch.device, *, bert_tokenizer: str | No
     img_size = _image_size(img_size, stored.get("img_size"))
     mha = str(stored.get("mha") or "") if mha is None else mha
     try:
+        if not isinstance(mha, str):
+            raise ValueError(f"must be text as in 4-4-4-4, not {printable(repr(mha))}")
         heads = parse_heads(mha)
     except ValueError as error:
         raise UsageError(str(error), "mha") from error
     with naming("bert_tokenizer"):
         tokenizer = Tokenizer(bert_tokenizer)
     model = build_from_checkpoint(content, path, ck_bert, heads)
+    _check_finite(model, path)
     with naming("bert_tokenizer"):
         check_vocabulary(tokenizer, model.text_encoder)
     left_right = left_right_ids(tokenizer) if flip else None
@@ -156,8 +160,17 @@ def open_checkpoint(path: str, device: torch.device, *, bert_tokenizer: str | No
     return OpenCheckpoint(inference, tokenizer, bert_tokenizer, ck_bert, img_size, mha)
 
 
+def _check_finite(model: nn.Module, path: str) -> None:
+    """Refuse weights that are NaN or infinite: from them all metrics are 0, and nothing is found in any image."""
+    for part, tensors in checkpoint.weights(model).items():
+        for key, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise InputError(f"{path}: the tensor {key!r} of {part!r} holds NaN or infinity, as after a training "
+                                 "that diverged; take the checkpoint of an earlier epoch")
+
+
 def _bert_folder(name: str, given: str | None, stored: dict) -> str:
-    """The folder for the argument `name`: the one given, else the one the checkpoint names if it is here, else BERT."""
+    """The folder for the argument `name`: the given one, else the one in the checkpoint if it exists, else BERT."""
     if given is not None:
         if not os.path.isdir(given):
             raise UsageError(f"there is no folder {given!r}", name)
@@ -171,11 +184,13 @@ def _bert_folder(name: str, given: str | None, stored: dict) -> str:
 
 
 def _image_size(given: int | None, stored) -> int:
-    """The size that is given, else the one the checkpoint stored, which may be text or a float; else 480."""
+    """The given size, else the one stored in the checkpoint, which may be text or a float, else 480."""
     if given is not None:
-        if not isinstance(given, int) or given < SMALLEST:
-            raise UsageError(f"must be a whole number of at least {SMALLEST} pixels, not {given!r}", "img_size")
-        return given
+        whole = isinstance(given, numbers.Integral) and not isinstance(given, bool)
+        if not whole or not SMALLEST_SIDE <= given <= LARGEST_SIDE:
+            raise UsageError(f"must be a whole number of at least {SMALLEST_SIDE} and at most {LARGEST_SIDE} pixels, "
+                             f"not {printable(repr(given))}", "img_size")
+        return int(given)
     try:
         return image_size(str(stored or 480).removesuffix(".0"))
     except argparse.ArgumentTypeError as error:

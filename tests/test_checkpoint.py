@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from test_models import arguments
+from conftest import arguments
 
 from models import build_from_checkpoint, build_model
 from utils import checkpoint

@@ -9,8 +9,8 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from conftest import arguments
 from test_checkpoint import Harmful, same, swin_file
-from test_models import arguments
 
 from evaluation.inference import open_checkpoint
 from models import build_from_checkpoint, build_model

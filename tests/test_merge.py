@@ -255,7 +255,7 @@ def test_without_arguments_the_training_parts_become_the_sets_that_training_read
 
 
 @pytest.mark.parametrize("column, values, words", [
-    ("image_name", None, "column image_name is missing, by which --split tells images apart"),
+    ("image_name", None, "column image_name is missing; there are"),
     ("visible_image", ["text"] * 6, "column visible_image must hold bytes, not string"),
     ("image_name", ["the same"] * 6, "1 different image cannot make up 2 parts")])
 def test_what_cannot_be_held_out_leaves_no_file(tmp_path, column, values, words):

@@ -17,7 +17,7 @@ if __package__ in (None, ""):  # started as a script: its folder, not the projec
 from utils.errors import InputError, UsageError, run
 from utils.flags import ArgumentParser, make_folder
 from utils.progress import bar_style
-from utils.text import counted
+from utils.text import counted, first_line
 
 BLOCK = 2**22  # bytes hashed at a time
 
@@ -153,11 +153,10 @@ def verified(path: str, file: Remote) -> str | None:
 
 def by_hand(source: Source, error: Exception) -> str:
     """What to say when the hub does not answer as it should: why, and how to do without this script."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     kind, page = ("--repo-type dataset ", "datasets/") if source.kind == "dataset" else ("", "")
     files = source.single or ", ".join(source.wanted)
-    return (f"{source.repo} cannot be fetched from the Hugging Face hub ({reason}). By hand, where there is a "
-            f"connection: `hf download {source.repo} {kind}--local-dir DIR`, or a browser at "
+    return (f"{source.repo} cannot be fetched from the Hugging Face hub ({first_line(error)}). By hand, where there is "
+            f"a connection: `hf download {source.repo} {kind}--local-dir DIR`, or a browser at "
             f"https://huggingface.co/{page}{source.repo}; then put {files} into {source.folder}/.")
 
 

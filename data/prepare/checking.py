@@ -11,9 +11,11 @@ import pyarrow as pa
 
 from utils.errors import InputError
 from utils.progress import progress_bar
+from utils.text import first_line
 
+from ..cells import column_problem, plain_rows
 from ..columns import IMAGES, MASK, TEXT
-from ..parquet_rows import find_parquet, first_line, open_parquet
+from ..parquet_rows import find_parquet, open_parquet
 from .row_checks import ERROR, WARNING, Facts, Problem, check_row
 
 BYTES = (*IMAGES, MASK)
@@ -58,7 +60,7 @@ class Job(NamedTuple):
     data: DataSet
     file: str
     first: int
-    rows: list[dict]
+    rows: list[tuple[dict, dict[str, str]]]  # as `plain_rows` gives them
     thumbnails: list[int]  # for each row, the width wanted, or 0
 
 
@@ -104,7 +106,7 @@ class Checker:
         """
         with progress_bar(total=self._total, desc="checking", unit="row") as bar:
             for job, facts in self._answers():
-                for offset, (cells, fact) in enumerate(zip(job.rows, facts, strict=True)):
+                for offset, ((cells, _), fact) in enumerate(zip(job.rows, facts, strict=True)):
                     self._take(job.data, job.file, job.first + offset, cells, fact)
                 bar.update(len(facts))
 
@@ -134,16 +136,16 @@ class Checker:
             while True:
                 try:
                     batch = next(batches, None)
-                    cells = batch.to_pylist() if batch else []
-                except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+                    rows_here = plain_rows(batch) if batch else []
+                except (OSError, pa.ArrowException) as error:
                     self._report(file, None, ERROR, "file", "", f"from row {first} on, it cannot be read "
                                                                 f"({first_line(error)})")
                     break
-                if not cells:
+                if not rows_here:
                     break
-                wanted = [self._thumbnail * (row + first + offset in self._wanted) for offset in range(len(cells))]
-                yield Job(data, file, first, cells, wanted)
-                first += len(cells)
+                wanted = [self._thumbnail * (row + first + offset in self._wanted) for offset in range(len(rows_here))]
+                yield Job(data, file, first, rows_here, wanted)
+                first += len(rows_here)
             row += rows
 
     def _answers(self) -> Iterator[tuple[Job, list[Facts]]]:
@@ -219,24 +221,13 @@ class Checker:
         self.findings.append(Finding(file, row, Problem(*problem)))
 
 
-def check_rows(rows: list[dict], thumbnails: list[int]) -> list[Facts]:
+def check_rows(rows: list[tuple[dict, dict[str, str]]], thumbnails: list[int]) -> list[Facts]:
     """`check_row` for each."""
-    return [check_row(cells, width) for cells, width in zip(rows, thumbnails, strict=True)]
+    return [check_row(cells, width, reasons) for (cells, reasons), width in zip(rows, thumbnails, strict=True)]
 
 
 def check_columns(schema: pa.Schema) -> list[Problem]:
     """What is wrong with the columns of a file."""
-    problems = []
-    for columns, kinds, wanted in (
-        (TEXT, (pa.types.is_string, pa.types.is_large_string), "text"),
-        (BYTES, (pa.types.is_binary, pa.types.is_large_binary), "bytes"),
-    ):
-        for column in columns:
-            found = schema.names.count(column)
-            if found != 1:
-                reason = "is there twice" if found else f"is missing; there are {', '.join(schema.names) or 'none'}"
-                problems.append(Problem(ERROR, "column", column, reason))
-            elif not any(is_kind(schema.field(column).type) for is_kind in kinds):
-                problems.append(Problem(ERROR, "column", column,
-                                        f"must hold {wanted}, not {schema.field(column).type}"))
-    return problems
+    problems = [(column, column_problem(schema, column, wanted))
+                for columns, wanted in ((TEXT, "text"), (BYTES, "bytes")) for column in columns]
+    return [Problem(ERROR, "column", column, reason) for column, reason in problems if reason]

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 from utils.errors import InputError, UsageError
 from utils.files import replacing
 from utils.progress import progress_bar
-from utils.text import counted
+from utils.text import counted, first_line
 
+from ..cells import bytes_of, column_problem, decode_texts, without_views
 from ..columns import IMAGES
-from ..parquet_rows import ROWS_PER_GROUP, first_line, open_parquet
+from ..parquet_rows import ROWS_PER_GROUP, open_parquet
 from .splitting import split_by_image
 
 NAME = "image_name"
@@ -50,7 +51,7 @@ def merge(parts: list[str], outs: list[str], shares: list[float], seed: int) -> 
     for part, file in zip(parts, files, strict=True):
         check_schema(parts[0], files[0].schema_arrow, part, file.schema_arrow)
     schema = files[0].schema_arrow
-    schema = pa.schema([field.with_nullable(True) for field in schema], schema.metadata)
+    schema = without_views(pa.schema([field.with_nullable(True) for field in schema], schema.metadata))
     sources = list(zip(parts, files, strict=True))
     total = sum(file.metadata.num_rows for file in files)
     if len(shares) == 1:
@@ -116,13 +117,10 @@ def check_schema(first: str, expected: pa.Schema, part: str, found: pa.Schema) -
 
 def check_images(part: str, schema: pa.Schema) -> None:
     """Check that there are the columns that tell images apart."""
-    for columns, kinds, wanted in (((NAME,), (pa.types.is_string, pa.types.is_large_string), "text"),
-                                   (IMAGES, (pa.types.is_binary, pa.types.is_large_binary), "bytes")):
+    for columns, wanted in (((NAME,), "text"), (IMAGES, "bytes")):
         for name in columns:
-            if name not in schema.names:
-                raise InputError(f"{part}: column {name} is missing, by which --split tells images apart")
-            if not any(is_kind(schema.field(name).type) for is_kind in kinds):
-                raise InputError(f"{part}: column {name} must hold {wanted}, not {schema.field(name).type}")
+            if problem := column_problem(schema, name, wanted):
+                raise InputError(f"{part}: column {name} {problem}; a split tells images apart by it")
 
 
 def read_images(sources: list[tuple[str, pq.ParquetFile]], schema: pa.Schema) -> Iterator[tuple[str, list[bytes]]]:
@@ -130,8 +128,18 @@ def read_images(sources: list[tuple[str, pq.ParquetFile]], schema: pa.Schema) ->
     schema = pa.schema([schema.field(name) for name in (NAME, *IMAGES)])
     for part, file in sources:
         for batch in read_batches(part, file, schema):
-            for name, *images in zip(batch[NAME].to_pylist(), *(batch[column] for column in IMAGES), strict=True):
-                yield name or "", [hashlib.sha256(image.as_buffer()).digest() for image in images if image.is_valid]
+            names = decode_texts(batch[NAME])[0].to_pylist()
+            for name, *images in zip(names, *(batch[column] for column in IMAGES), strict=True):
+                yield name or "", [digest for image in images if (digest := digest_of(image))]
+
+
+def digest_of(image: pa.Scalar) -> bytes | None:
+    """A digest of the image in a cell; None where there is none, or only the path of a file."""
+    try:
+        content = bytes_of(image)
+    except ValueError:
+        return None
+    return None if content is None else hashlib.sha256(content).digest()
 
 
 def read_batches(part: str, file: pq.ParquetFile, schema: pa.Schema) -> Iterator[pa.Table]:
@@ -140,9 +148,10 @@ def read_batches(part: str, file: pq.ParquetFile, schema: pa.Schema) -> Iterator
     while True:
         try:
             batch = next(batches, None)
+            if batch is None:
+                return
+            table = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{part}: it cannot be read ({first_line(error)}); "
                              "the file is damaged, download it again") from error
-        if batch is None:
-            return
-        yield pa.Table.from_batches([batch]).select(schema.names).cast(schema)
+        yield table

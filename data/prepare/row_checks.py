@@ -36,14 +36,17 @@ class Facts(NamedTuple):
         return all(problem.severity != ERROR for problem in self.problems)
 
 
-def check_row(cells: dict, thumbnail: int = 0) -> Facts:
+def check_row(cells: dict, thumbnail: int = 0, unusable: dict[str, str] | None = None) -> Facts:
     """Look at everything in one row.
 
     Args:
         cells: the columns of the schema as Python values; `index` may be missing.
         thumbnail: width in pixels, and greatest height, of `thumbnails`; 0: none. Unusable rows have none.
+        unusable: columns whose cell is None because it cannot be used, and why.
     """
-    problems = [Problem(ERROR, "null", column, NULL)
+    unusable = unusable or {}
+    problems = [Problem(ERROR, "damaged", column, unusable[column]) if column in unusable else
+                Problem(ERROR, "null", column, NULL)
                 for column, value in cells.items() if value is None and column != "index"]
     sentence = cells["question"]
     if sentence is not None and not sentence.strip():
