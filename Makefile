@@ -1,5 +1,5 @@
 # make demo    train and evaluate a small model on synthetic scenes; results in runs/demo/
-# make test    run the test suite          make lint    check the style
+# make test    run the test suite          make lint    check style and types
 # make fuzz    try random inputs for MINUTES=30, with a new seed; those that fail are kept in runs/fuzz/
 # make bench   measure speed and memory beside a baseline (docs/performance.md); make bench-data: reading data alone
 # Each first installs what it needs into .venv, once: requirements.txt; test, fuzz and lint also requirements-dev.txt.
@@ -52,6 +52,7 @@ fuzz: install-dev
 
 lint: install-dev
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 bench: install bench-data
 	for shape in demo readme; do \
@@ -64,4 +65,4 @@ bench-data: install
 	$(BIN)/python benchmarks/bench_data.py --out runs/bench_data.json
 
 clean:
-	rm -rf runs .pytest_cache .ruff_cache
+	rm -rf runs .pytest_cache .ruff_cache .mypy_cache

@@ -10,6 +10,8 @@ from timm.models import swin_transformer
 from timm.models.swin_transformer import PatchMerging, window_partition, window_reverse
 from torch import Tensor, nn
 
+from utils.sizes import SMALLEST_SIDE, TOO_SMALL
+
 from .architecture import SwinSize
 from .pwam import PWAM
 
@@ -26,6 +28,8 @@ class WindowAttention(swin_transformer.WindowAttention):
         window: side of the windows.
     """
 
+    relative_position_index: Tensor  # (N, N) int64, N positions in a window
+
     def __init__(self, dim: int, num_heads: int, window: int):
         super().__init__(dim, num_heads, window_size=window)
         index = self.relative_position_index
@@ -38,7 +42,7 @@ class WindowAttention(swin_transformer.WindowAttention):
         bias = self.relative_position_bias_table.index_select(0, index.flatten())
         return bias.unflatten(0, index.shape).permute(2, 0, 1)
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:  # type: ignore[override]  # timm takes an optional mask
         """Attend within each window.
 
         Args:
@@ -208,9 +212,8 @@ class LanguageSwin(nn.Module):
         Raises:
             ValueError: the last stage would be a single position, over which InstanceNorm cannot normalise.
         """
-        if max(image.shape[-2:]) <= 32:
-            raise ValueError(f"an image of {image.shape[-2]}×{image.shape[-1]} px is too small: at 32 px and below the "
-                             "last stage is a single position, on which InstanceNorm cannot work")
+        if max(image.shape[-2:]) < SMALLEST_SIDE:
+            raise ValueError(f"an image of {image.shape[-2]}×{image.shape[-1]} px is too small: {TOO_SMALL}")
         mask = mask.to(text.dtype)
         x = self.patch_embed(image)
         features = []
