@@ -13,9 +13,8 @@ from PIL import Image
 from rows import make_row, npy
 from sandbox import Unmakeable, command
 
-from data.decode import decode_image, decode_lumas, decode_mask, decode_pixels
-from data.pictures import read_picture
-from data.prepare.annotations import mask_from_file
+from data.decode import decode_image, decode_lumas, decode_mask, decode_pixels, read_mask
+from data.pictures import read_pair, read_picture
 from predictor import Predictor
 
 
@@ -69,7 +68,7 @@ def mutate_image(rng: random.Random, content: bytes) -> bytes:
 def prepare_image(content: bytes, folder: Path):
     path = str(write_files(folder / "in", {"x.png": content}) / "x.png")
     return [lambda: decode_image(content), lambda: decode_pixels(content), lambda: decode_lumas(content, content),
-            lambda: read_picture(path), lambda: mask_from_file(content, "x.png")]
+            lambda: read_mask(content), lambda: read_picture(path), lambda: read_pair(path, path)]
 
 
 def mask_seeds() -> list:
@@ -83,7 +82,7 @@ def mutate_mask(rng: random.Random, value):
     return edited(value, rng) if isinstance(value, bytes) else [mutate(rng, value[0]), value[1]]
 
 
-def prepare_mask(value, _folder: Path):
+def prepare_mask(value, folder: Path):
     content = value
     if not isinstance(value, bytes):
         try:
@@ -91,8 +90,8 @@ def prepare_mask(value, _folder: Path):
         except (RecursionError, ValueError) as error:
             raise Unmakeable from error
         content = b"\x93NUMPY\x02\0" + struct.pack("<I", len(header)) + header + value[1]
-    return [lambda: decode_mask(content), lambda: decode_mask(memoryview(content)),
-            lambda: mask_from_file(content, "x.npy")]
+    path = str(write_files(folder / "in", {"x.npy": content}) / "x.npy")
+    return [lambda: decode_mask(content), lambda: decode_mask(memoryview(content)), lambda: read_picture(path)]
 
 
 def picture_seeds() -> list[dict]:

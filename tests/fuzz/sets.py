@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from material import SIDE, material, read_files, write_files
 from mutations import edited, mutate
 from pictures import mutate_image
+from pycocotools import mask as coco
 from rows import encode, make_row
 from sandbox import Unmakeable, command
 
@@ -23,16 +24,18 @@ from data import MMRISDataset
 def table_seeds() -> list[dict]:
     """{file name: records or bytes}."""
     polygon, rle = [2, 2, 12, 2, 12, 9], {"size": [37, 53], "counts": [3, 4, 37 * 53 - 7]}
+    packed = coco.encode(np.asfortranarray(np.eye(37, 53, dtype=np.uint8)))["counts"].decode()
     records = [{"image": "0", "expression": "a man", "polygon": polygon},
                {"image": "1.png", "expression": "a car", "polygon": [polygon, [1, 1, 5, 5, 1, 5]]},
                {"image": "0", "expression": "left", "polygon": [[1, 1], [20, 5], [3, 30]]},
                {"image": "1", "expression": "right", "rle": rle},
-               {"image": "2", "expression": "both", "rle": {"size": [37, 53], "counts": "34WP1"}},
+               {"image": "2", "expression": "both", "rle": {"size": [37, 53], "counts": packed}},
                {"image": "2", "expression": "a mask", "mask": "0.npy"}, {"image": "0", "expression": "its own"}]
     lines = "\n".join(map(json.dumps, records))
     csv = 'image,expression,mask,polygon\n0,a man,,"[2, 2, 12, 2, 12, 9]"\n1.png,"a, b",1.png,\n'
+    tsv = "image\texpression\tpolygon\n0\ta man\t[2, 2, 12, 2, 12, 9]\n"
     return [{"t.json": records}, {"t.json": records[:3]}, {"t.json": records[3:]}, {"t.jsonl": lines},
-            {"t.csv": csv}, {"t.tsv": csv.replace(",", "\t")}]
+            {"t.csv": csv}, {"t.tsv": tsv}]
 
 
 def mutate_table(rng: random.Random, value: dict) -> dict:

@@ -15,6 +15,8 @@ from sandbox import Unmakeable
 
 from bert import Tokenizer, build_text_encoder, check_vocabulary
 from evaluation.inference import open_checkpoint
+from models.architecture import Architecture
+from models.build import assemble
 from training import state
 from training.progress import Progress
 from utils import checkpoint
@@ -45,14 +47,18 @@ def _(value: Namespace, rng: random.Random):
     return Namespace(**{str(key): item for key, item in mutate(rng, vars(value)).items()})
 
 
-def checkpoint_seeds() -> list:
-    """Contents of checkpoints, and the bytes of files."""
+def checkpoint_seeds() -> list[list]:
+    """[what it is, content or bytes of the file]."""
     content = torch.load(material() / "model.pth", weights_only=True)
-    weights = {key: content[key] for key in ("model", "prefusion_model", "bert_model")}
-    return [content, weights | {"args": Namespace(**content["args"]), "epoch": 3, "optimizer": {}},
-            {key: {f"module.{name}": tensor for name, tensor in part.items()} for key, part in weights.items()},
-            content["prefusion_model"], (material() / "model.pth").read_bytes(),
-            saved_content(content["prefusion_model"])]
+    parts = {key: content[key] for key in ("model", "prefusion_model", "bert_model")}
+    lavt_one = parts["model"] | {f"text_encoder.{name}": tensor for name, tensor in parts["bert_model"].items()}
+    return [["checkpoint", content], ["checkpoint", parts | {"args": Namespace(**content["args"]), "optimizer": {}}],
+            ["checkpoint", content | {key: {f"module.{name}": tensor for name, tensor in part.items()}
+                                      for key, part in parts.items()}],
+            ["checkpoint", (material() / "model.pth").read_bytes()],
+            ["swin", {"model": {name.removeprefix("backbone."): tensor for name, tensor in parts["model"].items()}}],
+            ["lavt_one", {"model": lavt_one}], ["fuser", parts["prefusion_model"]], ["fuser", content],
+            ["fuser", saved_content(parts["prefusion_model"])]]
 
 
 def saved_content(value) -> bytes:
@@ -67,22 +73,25 @@ def saved_content(value) -> bytes:
     return buffer.getvalue()
 
 
-def mutate_checkpoint(rng: random.Random, value):
-    if isinstance(value, dict) and "args" in value and rng.random() < 0.3:
-        return value | {"args": mutate(rng, value["args"])}
-    if isinstance(value, dict) and rng.random() < 0.9:  # rather a tensor than the whole
-        key = rng.choice(list(value)) if value else ""
-        return {**value, key: mutate(rng, value.get(key))}
-    return mutate(rng, value)
+def mutate_checkpoint(rng: random.Random, value: list) -> list:
+    what, content = value
+    if not isinstance(content, dict) or not content or rng.random() < 0.05:
+        return [what, mutate(rng, content)]
+    key = "args" if "args" in content and rng.random() < 0.3 else rng.choice(list(content))
+    return [what, {**content, key: mutate(rng, content[key])}]
 
 
-def prepare_checkpoint(value, folder: Path):
-    path = str(write_files(folder / "in", {"x.pth": saved_content(value)}) / "x.pth")
+def prepare_checkpoint(value: list, folder: Path):
+    what, content = value
+    path = str(write_files(folder / "in", {"x.pth": saved_content(content)}) / "x.pth")
     bert = str(material() / "bert")
-    return [lambda: opened(path), lambda: opened(path, bert_tokenizer=bert, ck_bert=bert, img_size=SIDE, mha=""),
-            lambda: checkpoint.load_lavt_one(networks(), path, with_head=True),
-            lambda: checkpoint.load_swin_weights(networks().segmenter.backbone, path),
-            lambda: checkpoint.load_fuser(networks().fuser, path)]
+    return {
+        "checkpoint": [lambda: opened(path),
+                       lambda: opened(path, bert_tokenizer=bert, ck_bert=bert, img_size=SIDE, mha="")],
+        "swin": [lambda: checkpoint.load_swin_weights(networks().segmenter.backbone, path)],
+        "lavt_one": [lambda: checkpoint.load_lavt_one(networks(), path, with_head=True)],
+        "fuser": [lambda: checkpoint.load_fuser(networks().fuser, path)],
+    }[what]
 
 
 def opened(path: str, **options) -> None:
@@ -91,7 +100,7 @@ def opened(path: str, **options) -> None:
 
 @functools.cache
 def networks():
-    return open_checkpoint(str(material() / "model.pth"), CPU).model.model
+    return assemble(Architecture("nano", prefusion_base_ch=2), build_text_encoder(str(material() / "bert")))
 
 
 def bert_seeds() -> list[dict]:
