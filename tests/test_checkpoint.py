@@ -212,6 +212,19 @@ def test_args_of_a_checkpoint_are_plain_values_under_text(read_changed):
     assert checkpoint.stored_args(read_changed(args=[1])) == {}
 
 
+@pytest.mark.parametrize(("part", "key", "shape", "message"), [
+    ("model", "backbone.patch_embed.proj.weight", (), "has too few dimensions"),
+    ("model", "backbone.layers.0.blocks.0.attn.relative_position_bias_table", (169,), "has too few dimensions"),
+    ("prefusion_model", "net.txt.proj.weight", (3,), "has too few dimensions"),
+    ("prefusion_model", "net.y_inc.block.0.weight", (10 ** 6, 0, 3, 3), "prefusion_base_ch must be .* not 1000000"),
+])
+def test_tensors_of_shapes_that_no_network_has_are_refused_before_anything_is_built(part, key, shape, message, model):
+    content = checkpoint.pack(model, 0, {})
+    content[part] = content[part] | {key: torch.zeros(shape)}
+    with pytest.raises(InputError, match=f"^odd.pth.*{message}"):
+        build_from_checkpoint(content, "odd.pth", "")
+
+
 @pytest.mark.parametrize("rows", [0, 168, 170])
 def test_a_bias_table_of_no_window_is_skipped(rows, model, tmp_path, caplog):
     backbone = model.segmenter.backbone.state_dict()
