@@ -12,7 +12,7 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # when run as a script
 
 from utils.errors import UsageError, run
-from utils.flags import ArgumentParser, at_least, proportions, refuse_existing, split_files
+from utils.flags import ArgumentParser, proportions, refuse_existing, seed, split_files
 
 FOLDERS = ("visible", "infrared", "masks")
 
@@ -31,7 +31,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--split", type=proportions, metavar="TRAIN,VAL,TEST",
                         help="shares of the images, as in 0.8,0.1,0.1; no image is in two of the files")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    parser.add_argument("--seed", type=at_least(0), default=0, metavar="K",
+    parser.add_argument("--seed", type=seed, default=0, metavar="K",
                         help="seed of --split (default: %(default)s)")
     return parser
 

@@ -8,9 +8,10 @@ import numpy as np
 from PIL import Image
 
 from utils.errors import InputError, UsageError
+from utils.sizes import MAX_PIXELS
 from utils.text import printable
 
-from .decode import MAX_PIXELS, STRETCH, decode_image, deep_values, open_image, to_uint8
+from .decode import STRETCH, decode_image, deep_values, open_image, to_uint8
 from .npy import read_npy
 from .pairing import INFRARED_WORDS, VISIBLE_WORDS, match_names, stem, words_of
 

@@ -160,7 +160,7 @@ def write(items: list[Item], parts: list[int], outs: list[str]) -> list[str]:
     rows, images = Counter(parts), [set() for _ in outs]
     with contextlib.ExitStack() as stack:
         temporary = {part: stack.enter_context(replacing(outs[part])) for part in sorted(rows)}
-        # Entered later, so left earlier: all files are complete before the first takes its place.
+        # Entered later, so left earlier: all files are complete before the first is put in its place.
         writers = {part: stack.enter_context(pq.ParquetWriter(path, SCHEMA)) for part, path in temporary.items()}
         waiting = {part: [] for part in rows}
         bar = progress_bar(items, desc="writing", unit="row")
