@@ -154,10 +154,10 @@ def test_tensors_that_are_not_plain_are_refused_wherever_they_are(kind, part, re
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"model": []}, "the entry 'model' is a list, not a dict of tensors"),
-    ({"bert_model": torch.ones(3)}, "the entry 'bert_model' is a Tensor, not a dict of tensors"),
-    ({"prefusion_model": {"net.outc": [1.0]}}, r"net\.outc of 'prefusion_model' is a list, not a tensor"),
-    ({"model": {3: torch.ones(3)}}, "a key of 'model' is a int, not text"),
+    ({"model": []}, "the entry 'model' is of type list, not a dict of tensors"),
+    ({"bert_model": torch.ones(3)}, "the entry 'bert_model' is of type Tensor, not a dict of tensors"),
+    ({"prefusion_model": {"net.outc": [1.0]}}, r"net\.outc of 'prefusion_model' is of type list, not a tensor"),
+    ({"model": {3: torch.ones(3)}}, "a key of 'model' is of type int, not text"),
 ])
 def test_state_dicts_of_anything_but_named_tensors_are_refused(changes, message, read_changed):
     with pytest.raises(InputError, match=rf"odd\.pth: {message}"):
@@ -166,7 +166,7 @@ def test_state_dicts_of_anything_but_named_tensors_are_refused(changes, message,
 
 def test_a_file_with_keys_that_are_no_text_is_refused(tmp_path):
     torch.save({0: torch.ones(3)}, tmp_path / "odd.pth")
-    with pytest.raises(InputError, match=r"odd\.pth: a key is a int, not text"):
+    with pytest.raises(InputError, match=r"odd\.pth: a key is of type int, not text"):
         checkpoint.read(str(tmp_path / "odd.pth"))
 
 
