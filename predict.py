@@ -18,7 +18,7 @@ from utils.flags import (
 )
 from utils.sizes import MAX_PIXELS
 from utils.streams import log_to_stdout
-from utils.text import counted, first_line, printable
+from utils.text import first_line, printable
 
 logger = logging.getLogger("predict")
 
@@ -84,9 +84,9 @@ def main() -> None:
     from utils.progress import progress_bar
 
     log_to_stdout()
-    pairs, unpaired = pair_files(args.visible, args.infrared)
+    pairs, unpaired = pair_files(args.visible, args.infrared, left_out=args.out)
     if unpaired:
-        logger.warning("no partner for %s, left out: %s", counted(len(unpaired), "image"),
+        logger.warning("no partner for %d of the images, which are left out: %s", len(unpaired),
                        ", ".join(map(printable, unpaired)))
     make_folder(args.out, "--out")
 
@@ -123,11 +123,11 @@ def process_pair(predictor, files, stems: list[str], args: argparse.Namespace, m
     Raises:
         InputError: whatever goes wrong with this pair, in one sentence.
     """
-    from data.pictures import read_picture
+    from data.pictures import read_pair
     from evaluation.predictions import describe, write_prediction
 
     try:
-        pictures = [read_picture(path, args.max_pixels) for path in (files.visible, files.infrared)]
+        pictures = read_pair(files.visible, files.infrared, args.max_pixels)
         for path, picture in zip((files.visible, files.infrared), pictures, strict=True):
             if picture.note:
                 logger.info("%s: %s", printable(path), picture.note)

@@ -272,9 +272,9 @@ def build_ema(args: Namespace, model: RISFusion, content: dict) -> ModelEmaV3 | 
     return ema
 
 
-def open_data_set(args: Namespace, path: str, tokenizer: Tokenizer) -> MMRISDataset:
-    """A data set with what the networks to train need."""
-    return MMRISDataset(path, tokenizer, args.img_size, masks=not args.train_fuser_only, bad_rows=args.bad_rows)
+def open_data_set(args: Namespace, path: str, tokenizer: Tokenizer, **more) -> MMRISDataset:
+    """A data set as the networks to train need it; `more` arguments of `MMRISDataset`."""
+    return MMRISDataset(path, tokenizer, args.img_size, masks=not args.train_fuser_only, bad_rows=args.bad_rows, **more)
 
 
 def training_data(args: Namespace, tokenizer: Tokenizer, device: torch.device):
@@ -283,7 +283,7 @@ def training_data(args: Namespace, tokenizer: Tokenizer, device: torch.device):
     Raises:
         InputError: there are too few rows for a step.
     """
-    dataset = open_data_set(args, args.train_parquet, tokenizer)
+    dataset = open_data_set(args, args.train_parquet, tokenizer, cache_dir="")
     loader = training_loader(dataset, args.batch_size, args.grad_accum_steps, seed=args.seed, workers=args.workers,
                              pin_memory=args.pin_mem and can_pin_memory(device))
     if len(dataset) < loader.sampler.step_samples:
@@ -294,7 +294,8 @@ def training_data(args: Namespace, tokenizer: Tokenizer, device: torch.device):
 
 def validation_data(args: Namespace, tokenizer: Tokenizer, device: torch.device):
     """The validation loader."""
-    return evaluation_loader(open_data_set(args, args.val_parquet, tokenizer), args.batch_size, workers=args.workers,
+    dataset = open_data_set(args, args.val_parquet, tokenizer, exact=True)
+    return evaluation_loader(dataset, args.batch_size, workers=args.workers,
                              pin_memory=args.pin_mem and can_pin_memory(device))
 
 
@@ -333,9 +334,8 @@ def resume(args: Namespace, content: dict, state: dict, optimizer, scaler, rows:
 def report_small_objects(args: Namespace, dataset: MMRISDataset) -> None:
     """Warn where most objects are small, with what helps."""
     shares = object_sizes.first_shares(dataset)
-    rows = f"the first {counted(len(shares), 'validation sample')}"
-    if problem := object_sizes.advise_on_small(shares, args.img_size, args.seg_loss, rows):
-        logger.warning("WARNING: %s", problem)
+    if advice := object_sizes.small_objects(shares, args.img_size, args.seg_loss):
+        logger.warning("WARNING: the first %s: %s", counted(len(shares), "validation sample"), advice)
 
 
 def report_resumed(args: Namespace, progress: Progress, changes: list[str]) -> None:

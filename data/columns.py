@@ -1,4 +1,4 @@
-"""The small columns of a data set, and what is wrong with them."""
+"""The columns of the MM-RIS schema: texts and indices of all rows in memory, and what is wrong with them."""
 import logging
 import operator
 from collections.abc import Sequence
@@ -9,7 +9,8 @@ import pyarrow.compute as pc
 
 from utils.errors import InputError
 
-from .parquet_rows import first_line, open_parquet
+from .cells import NOT_UTF8, column_problem, decode_texts
+from .parquet_rows import open_parquet, what_to_do
 
 SCHEMA = pa.schema([
     ("index", pa.int64()), ("image_name", pa.string()), ("visible_image", pa.binary()),
@@ -17,7 +18,7 @@ SCHEMA = pa.schema([
 TEXT = ("image_name", "question")
 IMAGES = ("visible_image", "infrared_image")
 MASK = "segmentation"
-NULL, NO_WORDS = "is empty (null)", "is empty (no words)"  # after a column's name, what makes its row unusable
+NULL, NO_WORDS = "is empty (null)", "is empty (no words)"  # why a row is unusable; follows the column's name
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +26,8 @@ logger = logging.getLogger(__name__)
 class Column(Sequence):
     """Values of many rows in one Arrow array, which behaves like a list of them; slices are lists.
 
-    Processes that load share its memory, where a list of Python objects would be copied bit by bit into each of them,
-    and takes several times as much.
+    Worker processes share its memory. A list of Python objects takes several times as much, and each worker process
+    would copy it page by page, because reading an object writes its reference count.
     """
 
     def __init__(self, values: pa.Array):
@@ -35,10 +36,10 @@ class Column(Sequence):
     def __len__(self) -> int:
         return len(self._values)
 
-    def __getitem__(self, place):
-        if isinstance(place, slice):
-            return self._values[place].to_pylist()
-        return self._values[operator.index(place)].as_py()
+    def __getitem__(self, position):
+        if isinstance(position, slice):
+            return self._values[position].to_pylist()
+        return self._values[operator.index(position)].as_py()
 
     def __iter__(self):
         for start in range(0, len(self), 1024):
@@ -60,24 +61,25 @@ class Column(Sequence):
 
 
 def read_columns(path: str, files: list[str], byte_columns: list[str]) -> tuple[Column, Column, Column, dict[int, str]]:
-    """What is kept of a data set from its opening on. Also checks the schema of each file.
+    """Read the small columns of a data set, and check the schema of each file.
 
     Args:
         path: what the user named, for messages.
         files: parquet files whose rows follow one another.
-        byte_columns: names of columns that must be there and hold bytes; they are not read.
+        byte_columns: names of further columns that must exist and hold bytes; they are not read.
     Returns:
-        `image_name`, `question` and `index` of all rows; and for each row that lacks one of the texts (over all files,
-        from 0) what is wrong with it. A missing text reads as empty. The index of a row is its number if the column
-        is absent or does not tell the rows apart.
+        `image_name`, `question` and `index` of all rows, and a dict with a sentence for each row (counted over all
+        files, from 0) of which one of the texts is missing or not valid UTF-8. A missing text reads as an empty string.
+        The index of a row is its number if the column is absent or does not tell the rows apart.
     Raises:
         InputError: columns are missing, of the wrong type or damaged, or there are no rows.
     """
     tables, problems, rows = [], {}, 0
     for file in files:
-        table = _read_file(file, byte_columns)
+        table, not_utf8 = _read_file(file, byte_columns)
         for column in TEXT:
-            for row, reason in _missing(table[column], column):
+            unusable = dict(_missing(table[column], column)) | dict.fromkeys(not_utf8[column], NOT_UTF8)
+            for row, reason in unusable.items():
                 problems.setdefault(rows + row, f"{file}: row {row}: {column} {reason}")
         tables.append(table)
         rows += len(table)
@@ -89,30 +91,26 @@ def read_columns(path: str, files: list[str], byte_columns: list[str]) -> tuple[
     return names, questions, Column(_usable_indices(path, tables, rows)), problems
 
 
-def _read_file(file: str, byte_columns: list[str]) -> pa.Table:
-    """`image_name` and `question` as large strings, and `index` where there is one."""
+def _read_file(file: str, byte_columns: list[str]) -> tuple[pa.Table, dict[str, list[int]]]:
+    """`image_name` and `question` as large strings, `index` where there is one; and the rows that are not UTF-8."""
     parquet = open_parquet(file)
     schema = parquet.schema_arrow
-    for columns, kinds, wanted in (
-        (TEXT, (pa.types.is_string, pa.types.is_large_string), "text"),
-        (byte_columns, (pa.types.is_binary, pa.types.is_large_binary), "bytes"),
-    ):
+    for columns, wanted in ((TEXT, "text"), (byte_columns, "bytes")):
         for column in columns:
-            if schema.names.count(column) != 1:
-                raise InputError(f"{file}: column {column} is missing; it has {', '.join(schema.names) or 'none'}")
-            kind = schema.field(column).type
-            if not any(is_kind(kind) for is_kind in kinds):
-                raise InputError(f"{file}: column {column} must hold {wanted}, not {kind}")
+            if problem := column_problem(schema, column, wanted):
+                raise InputError(f"{file}: column {column} {problem}")
     small = [*TEXT, "index"] if "index" in schema.names else list(TEXT)
     try:
-        table = parquet.read(columns=small, use_threads=False)
+        table, not_utf8 = parquet.read(columns=small, use_threads=False), {}
         for column in TEXT:
-            place = table.schema.get_field_index(column)
-            table = table.set_column(place, column, table[column].cast(pa.large_string()))
+            texts, not_utf8[column] = decode_texts(table[column])
+            table = table.set_column(table.schema.get_field_index(column), column, texts)
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{file}: columns {', '.join(small)} cannot be read ({first_line(error)}); "
-                         "the file is damaged, download or write it again") from error
-    return table
+        raise InputError(f"{file}: columns {', '.join(small)} cannot be read {what_to_do(error)}") from error
+    if len(table) != parquet.metadata.num_rows:
+        raise InputError(f"{file}: it has {len(table)} rows but says {parquet.metadata.num_rows}; the file is damaged, "
+                         "download or write it again")
+    return table, not_utf8
 
 
 def _missing(texts: pa.ChunkedArray, column: str):

@@ -1,27 +1,25 @@
-"""In which order a training epoch reads the rows, and which process reads which of them."""
+"""The order in which a training epoch reads the rows, and which process reads which of them."""
 import numpy as np
 import torch
-
-from . import parquet_rows
 
 
 def epoch_order(dataset, seed: int, epoch: int) -> np.ndarray:
     """All rows of a data set once, shuffled; the same for the same files, seed and epoch on any machine.
 
-    Where all row groups are small (at most FEW_ROWS rows or SMALL_GROUP bytes, as `data/merge_parquet.py` and
-    `data/build_parquet.py` write them), this is `np.random.default_rng([seed, epoch]).permutation(len(dataset))`.
+    Where all row groups are small (see `ReadLimits`; `data/merge_parquet.py` and `data/build_parquet.py` write them so,
+    and a cache has them), this is `np.random.default_rng([seed, epoch]).permutation(len(dataset))`.
 
-    Otherwise reading a row alone would cost its whole row group. Then the row groups are shuffled, and the rows within
-    windows: a window is a run of whole row groups up to WINDOW_BYTES together, or, of a row group larger than that, one
-    of its consecutive parts, which follow one another as in the file. A file of a single large row group is therefore
-    read from front to back, and only neighbours change places.
+    Otherwise reading a single row would cost its whole row group. Then the row groups are shuffled, and the rows within
+    windows: a window is a run of whole row groups of up to `window_bytes` together, or, of a larger row group, one of
+    its consecutive parts, which follow one another as in the file. A file of a single large row group is therefore
+    read from front to back, and rows change places only with their neighbours.
 
-    Every n-th row of it, from any start on, is still read window by window: a process may take its share by striding,
-    and a run that is resumed may leave out what it has had.
+    Every n-th row of the order, from any start, is still read window by window: a process may take its share by
+    striding, and a resumed run may skip the rows that it has read.
 
     Args:
-        dataset: `MMRISDataset`; anything with `__len__`, and `windows()` as `ParquetRows` has it.
-        seed, epoch: whole numbers from 0 on.
+        dataset: `MMRISDataset`, or anything with `__len__`, `windows()` and `limits` as in `ParquetRows`.
+        seed, epoch: ints from 0 on.
     Returns:
         (len(dataset),) int64 row numbers.
     """
@@ -31,22 +29,22 @@ def epoch_order(dataset, seed: int, epoch: int) -> np.ndarray:
         return generator.permutation(len(dataset))
     windows: list[list[np.ndarray]] = []
     room = 0
-    for place in generator.permutation(len(groups)).tolist():
-        whole = len(groups[place]) == 1
-        for start, stop, size in groups[place]:
+    for number in generator.permutation(len(groups)).tolist():
+        whole = len(groups[number]) == 1
+        for start, stop, size in groups[number]:
             if not whole or size > room:
                 windows.append([])
-                room = parquet_rows.WINDOW_BYTES
+                room = dataset.limits.window_bytes
             windows[-1].append(np.arange(start, stop))
-            room = room - size if whole else 0  # parts of a large group stay alone
+            room = room - size if whole else 0  # a part of a large group is a window of its own
     return np.concatenate([generator.permutation(np.concatenate(window)) for window in windows])
 
 
 class EpochSampler(torch.utils.data.DistributedSampler):
-    """A DistributedSampler that can start in the middle of an epoch, and whose steps do not depend on who takes part.
+    """A DistributedSampler that can start in the middle of an epoch, with the same steps for any number of processes.
 
-    One step uses `step_samples` neighbours of the epoch's order, whatever the number of processes that share them. The
-    last incomplete step is left out.
+    One step uses `step_samples` consecutive rows of the epoch's order, however many processes share them. The last
+    incomplete step is left out.
 
     Args:
         dataset: has a length.
@@ -74,5 +72,5 @@ class EpochSampler(torch.utils.data.DistributedSampler):
 
 
 def share(count: int, rank: int, world_size: int) -> range:
-    """This process's rows of `count`: neighbours, each row with one process, the shares as equal as can be."""
+    """This process's share of `count` rows: consecutive ones, each in one share; sizes differ by one row at most."""
     return range(count * rank // world_size, count * (rank + 1) // world_size)

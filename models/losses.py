@@ -1,6 +1,7 @@
 """The losses of the joint training: seven fusion terms on luma, and the segmentation loss."""
 import functools
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,10 @@ from pytorch_msssim import SSIM, ssim
 from torch import Tensor, nn
 
 from utils.color import destandardise, luma
+
+from .ris_fusion import Output
+
+Average = Callable[[Tensor], Tensor]  # the mean of a tensor over the processes that train together
 
 CLASS_WEIGHTS = (0.9, 1.1)  # background, foreground
 
@@ -59,7 +64,8 @@ def structural_similarity(one: Tensor, other: Tensor, size: int = 11, sigma: flo
     return ssim(one, other, data_range=1.0, win=gaussian_window(size, sigma, one.device))
 
 
-def fusion_terms(fused: Tensor, vis: Tensor, ir: Tensor, similarity=structural_similarity) -> dict[str, Tensor]:
+def fusion_terms(fused: Tensor, vis: Tensor, ir: Tensor,
+                 similarity: Callable[[Tensor, Tensor], Tensor] = structural_similarity) -> dict[str, Tensor]:
     """The unweighted fusion terms, each a scalar.
 
     Args:
@@ -72,8 +78,9 @@ def fusion_terms(fused: Tensor, vis: Tensor, ir: Tensor, similarity=structural_s
     fused, vis, ir = (luma(destandardise(image)) for image in (fused, vis, ir))
     edges, edges_vis, edges_ir = gradients(fused), gradients(vis), gradients(ir)
 
-    def distance(others):
-        return sum(F.l1_loss(edge, other) for edge, other in zip(edges, others, strict=True))
+    def distance(others: Iterable[Tensor]) -> Tensor:
+        along_x, along_y = (F.l1_loss(edge, other) for edge, other in zip(edges, others, strict=True))
+        return along_x + along_y
 
     return {
         "ssim_vis": similarity(fused, vis),
@@ -86,7 +93,7 @@ def fusion_terms(fused: Tensor, vis: Tensor, ir: Tensor, similarity=structural_s
     }
 
 
-def cross_entropy(logits: Tensor, target: Tensor, average=None) -> Tensor:
+def cross_entropy(logits: Tensor, target: Tensor, average: Average | None = None) -> Tensor:
     """Cross-entropy of logits (B, 2, H, W) and target (B, H, W) with CLASS_WEIGHTS.
 
     Args:
@@ -99,8 +106,9 @@ def cross_entropy(logits: Tensor, target: Tensor, average=None) -> Tensor:
     return F.cross_entropy(logits, target, weight=weight, reduction="sum") / average(weight[target].sum())
 
 
-def dice_loss(logits: Tensor, target: Tensor, _average=None, eps: float = 1e-6) -> Tensor:
+def dice_loss(logits: Tensor, target: Tensor, _average: Average | None = None) -> Tensor:
     """1 − Dice on the foreground logit, averaged over the classes that a sample has, then over samples."""
+    eps = 1e-6
     probability = logits[:, 1].sigmoid().flatten(1)
     foreground = target.flatten(1).to(probability.dtype)
     p = torch.stack([probability, 1 - probability])  # (2 classes, B, N)
@@ -109,7 +117,7 @@ def dice_loss(logits: Tensor, target: Tensor, _average=None, eps: float = 1e-6) 
     return 1 - _mean_over_present_classes(dice, t.sum(-1))
 
 
-def bce_area_loss(logits: Tensor, target: Tensor, _average=None) -> Tensor:
+def bce_area_loss(logits: Tensor, target: Tensor, _average: Average | None = None) -> Tensor:
     """Binary cross-entropy on the foreground logit: object and background have equal weight whatever their areas."""
     foreground = target.flatten(1).to(logits.dtype)
     bce = F.binary_cross_entropy_with_logits(logits[:, 1].flatten(1), foreground, reduction="none")
@@ -155,7 +163,7 @@ class LossWeights:
     ssim_sigma: float = 1.5
     ssim_edges: str = "valid"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.seg_loss not in SEG_LOSSES:
             raise ValueError(f"{self.seg_loss!r} is none of the segmentation losses {', '.join(SEG_LOSSES)}")
         for name in ("lambda_prefusion", *FUSION_TERMS):
@@ -190,7 +198,7 @@ class JointCriterion(nn.Module):
         average: see `cross_entropy`; None in a single process.
     """
 
-    def __init__(self, weights: LossWeights, average=None):
+    def __init__(self, weights: LossWeights, average: Average | None = None):
         super().__init__()
         self.weights = weights
         self.segmentation = SEG_LOSSES[weights.seg_loss]
@@ -198,7 +206,8 @@ class JointCriterion(nn.Module):
                                             edges=weights.ssim_edges)
         self.average = average
 
-    def forward(self, output, vis: Tensor, ir: Tensor, target: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, output: Output, vis: Tensor, ir: Tensor, target: Tensor | None
+                ) -> tuple[Tensor, dict[str, Tensor]]:
         """The joint loss of a batch, in float32 whatever the networks computed in.
 
         Args:
@@ -216,6 +225,7 @@ class JointCriterion(nn.Module):
         total = self.weights.lambda_prefusion * fusion
         terms["fusion"] = fusion
         if output.logits is not None:
+            assert target is not None
             terms["seg"] = self.segmentation(output.logits.float(), target, self.average)
             total = terms["seg"] + total
         terms["total"] = total

@@ -12,8 +12,11 @@ import torch
 from rows import encode, error_of, make_row, npy, tiny_tokenizer, write
 from torch.utils.data import DataLoader
 
-from data import BadRow, MMRISDataset, collate, parquet_rows
+from data import BadRow, MMRISDataset, collate
+from data.parquet_rows import ReadLimits
 from utils.errors import InputError
+
+STREAMED = ReadLimits(few_rows=2, window_bytes=1)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +163,9 @@ def test_an_image_that_cannot_be_decoded_is_named_with_the_reason(tmp_path, toke
     (b"", "not a .npy array"),
     (b"no array", "not a .npy array"),
     (npy(np.zeros((4, 4)))[:-8], "cut short"),
-    (npy(np.zeros((4, 4, 1))), "(height, width)"),
+    (npy(np.zeros((4, 4, 2))), "(height, width)"),
+    (npy(np.zeros((1, 1, 4, 4))), "(height, width)"),
+    (JPEG[:300], "nor an image"),
     (npy(np.zeros((0, 4))), "(height, width)"),
     (npy(np.array([["a"]])), "(height, width)"),
     (npy(np.zeros((4, 4), complex)), "(height, width)"),
@@ -271,19 +276,14 @@ def test_good_batches_say_that_nothing_was_left_out(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_damage_within_a_file_costs_only_the_rows_it_lies_in(tmp_path, tokenizer, monkeypatch, streamed):
-    if streamed:
-        monkeypatch.setattr(parquet_rows, "FEW_ROWS", 2)
-        monkeypatch.setattr(parquet_rows, "WINDOW_BYTES", 1)
+def test_damage_within_a_file_costs_only_the_rows_it_lies_in(tmp_path, tokenizer, streamed):
     path = damaged(tmp_path / "a.parquet")
-    dataset = MMRISDataset(path, tokenizer, 40, bad_rows="skip")
+    dataset = MMRISDataset(path, tokenizer, 40, bad_rows="skip", limits=STREAMED if streamed else None)
     assert [row for row in range(8) if isinstance(dataset[row], BadRow)] == [4, 5, 6, 7]
     assert "a.parquet: row 5 cannot be read" in dataset[5].message
 
 
-def test_damage_late_in_a_large_row_group_leaves_the_rows_before_it(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(parquet_rows, "FEW_ROWS", 2)
-    monkeypatch.setattr(parquet_rows, "WINDOW_BYTES", 1)
+def test_damage_late_in_a_large_row_group_leaves_the_rows_before_it(tmp_path, tokenizer):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.Table.from_pylist([make_row(i) for i in range(12)]), path, compression="gzip",
                    use_dictionary=False, write_batch_size=1, data_page_size=1)  # a page for every row
@@ -292,7 +292,7 @@ def test_damage_late_in_a_large_row_group_leaves_the_rows_before_it(tmp_path, to
     end = column.data_page_offset + column.total_compressed_size
     content[end - column.total_compressed_size // 4:end] = bytes(column.total_compressed_size // 4)
     path.write_bytes(content)
-    dataset = MMRISDataset(str(path), tokenizer, 40, bad_rows="skip")
+    dataset = MMRISDataset(str(path), tokenizer, 40, bad_rows="skip", limits=STREAMED)
     bad = [row for row in range(12) if isinstance(dataset[row], BadRow)]
     assert 11 in bad and 0 not in bad and 5 not in bad
     assert not isinstance(dataset[0], BadRow) and isinstance(dataset[11], BadRow)

@@ -1,7 +1,6 @@
 """Reading MM-RIS parquet: what a sample holds, and that it is exact."""
 import io
 import json
-import logging
 import pickle
 
 import numpy as np
@@ -13,7 +12,8 @@ from PIL import Image
 from rows import encode, make_row, npy, same_sample, tiny_tokenizer, write
 from torch.utils.data import DataLoader
 
-from data import MMRISDataset, collate, parquet_rows
+from data import MMRISDataset, collate
+from data.parquet_rows import ParquetRows, ReadLimits
 from utils.color import destandardise
 from utils.errors import InputError
 
@@ -107,25 +107,20 @@ def test_an_index_that_does_not_serve_is_replaced_by_row_numbers_with_a_warning(
 
 
 @pytest.fixture(params=["small row groups", "row groups that are kept", "one large row group"])
-def layout(request, monkeypatch):
-    """Rows per group under each way of reading."""
-    if request.param == "small row groups":
-        return 4
-    monkeypatch.setattr(parquet_rows, "FEW_ROWS", 2)
-    monkeypatch.setattr(parquet_rows, "SMALL_GROUP", 1)
-    if request.param == "row groups that are kept":
-        return 4
-    monkeypatch.setattr(parquet_rows, "WINDOW_BYTES", 20_000)
-    return 1000
+def layout(request):
+    """Rows per group, and limits under which they are read in this way."""
+    return {"small row groups": (4, ReadLimits()), "row groups that are kept": (4, ReadLimits(2, 1)),
+            "one large row group": (1000, ReadLimits(2, 1, 20_000))}[request.param]
 
 
 def test_samples_do_not_depend_on_row_groups_or_the_order_of_reading(tmp_path, tokenizer, layout):
     rows = [make_row(i) for i in range(11)]
     expected = [MMRISDataset(write(tmp_path / "one.parquet", [row]), tokenizer, 40)[0] for row in rows]
-    write(tmp_path / "parts_1.parquet", rows[:6], layout)
-    write(tmp_path / "parts_2.parquet", rows[6:], layout)
+    rows_per_group, limits = layout
+    write(tmp_path / "parts_1.parquet", rows[:6], rows_per_group)
+    write(tmp_path / "parts_2.parquet", rows[6:], rows_per_group)
     (tmp_path / "one.parquet").unlink()
-    dataset = MMRISDataset(str(tmp_path), tokenizer, 40)
+    dataset = MMRISDataset(str(tmp_path), tokenizer, 40, limits=limits)
     for row in [*range(11), 10, 3, 9, 0, 5, 5, 4, 6, 2, 10, *range(10, -1, -1)]:
         sample = dataset[row]
         assert sample["row"] == row
@@ -134,9 +129,8 @@ def test_samples_do_not_depend_on_row_groups_or_the_order_of_reading(tmp_path, t
 
 @pytest.mark.parametrize("workers, start", [(0, None), (2, "fork"), (2, "spawn")])
 def test_loading_by_several_processes_gives_the_same_batches(tmp_path, tokenizer, layout, workers, start):
-    if start == "spawn" and parquet_rows.FEW_ROWS == 2:
-        pytest.skip("a new interpreter has the usual limits")
-    dataset = MMRISDataset(write(tmp_path / "a.parquet", [make_row(i) for i in range(9)], layout), tokenizer, 40)
+    path = write(tmp_path / "a.parquet", [make_row(i) for i in range(9)], layout[0])
+    dataset = MMRISDataset(path, tokenizer, 40, limits=layout[1])
     expected = [dataset[row] for row in range(9)]  # also leaves files open in this process
     order = [4, 2, 8, 0, 1, 7, 3, 6, 5]  # none that `epoch_order` would give
     loader = DataLoader(dataset, batch_size=3, sampler=order, num_workers=workers, collate_fn=collate,
@@ -154,29 +148,15 @@ def test_a_pickled_data_set_reads_on(tmp_path, tokenizer):
     same_sample(pickle.loads(pickle.dumps(dataset))[1], first)
 
 
-def test_what_is_kept_of_a_file_is_bounded(tmp_path, monkeypatch):
+def test_what_is_kept_of_a_file_is_bounded(tmp_path):
     rows = [make_row(i) | {"visible_image": bytes(1000)} for i in range(40)]
     path = write(tmp_path / "a.parquet", rows)
     for few, kept in ((16, 1), (2, 4)):  # groups of 4 rows: small ones are not kept
-        monkeypatch.setattr(parquet_rows, "FEW_ROWS", few)
-        monkeypatch.setattr(parquet_rows, "SMALL_GROUP", 1)
-        monkeypatch.setattr(parquet_rows, "WINDOW_BYTES", 10_000)
-        reader = parquet_rows.ParquetRows([path], ["visible_image"])
+        reader = ParquetRows([path], ["visible_image"], ReadLimits(few, 1, 10_000))
         for row in range(40):
             reader.read(row)
             assert len(reader._cache) <= kept
         assert len(reader._cache) == kept
-
-
-def test_only_large_row_groups_are_warned_of(tmp_path, tokenizer, monkeypatch, caplog):
-    path = write(tmp_path / "a.parquet", [make_row(i) for i in range(40)], 1000)
-    MMRISDataset(path, tokenizer, 40)
-    assert not caplog.records
-    monkeypatch.setattr(parquet_rows, "SMALL_GROUP", 1000)
-    with caplog.at_level(logging.WARNING):
-        MMRISDataset(path, tokenizer, 40)
-    assert len(caplog.records) == 1
-    assert f"python data/merge_parquet.py {path} --out" in caplog.text
 
 
 def test_batches_asked_for_at_once_are_those_of_single_samples(tmp_path, tokenizer):

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import engine
 import trainer
-from data.object_sizes import advise_on_small
+from data.object_sizes import small_objects
 from engine import PendingTerms, Progress, train_one_epoch
 from models import INPUTS, Output, build_criterion, build_model
 from models.fast import checkpoint_activations, save_memory
@@ -349,15 +349,15 @@ def test_the_best_checkpoint_has_the_largest_overall_iou_or_below_one_percent_th
 
 def test_small_objects_are_named_with_their_pixels_and_what_helps():
     shares = np.array([0.004, 0.006, 0.007, 0.9, 0])  # an empty mask has no object
-    assert advise_on_small(shares[:3], 96, "ce", "these rows") == (
-        "most objects are small: the median object of these rows covers 0.6 % of the picture, 55 pixels at img_size "
-        "96; set seg_loss to bce_area or dice, which weigh object and background alike, or set img_size to 224, where "
-        "it has 301")
-    assert "covers 0.65 %" in advise_on_small(shares, 96, "ce", "these rows")
-    assert "seg_loss" not in advise_on_small(shares, 96, "dice", "these rows")
-    assert "img_size to" not in advise_on_small(shares, 480, "ce", "these rows")  # a small share, but enough pixels
-    assert advise_on_small(np.array([0.02, 0.03, 0.001]), 96, "ce", "these rows") is None  # most are above 1 %
-    assert advise_on_small(np.array([0, 0]), 96, "ce", "these rows") is None
+    assert small_objects(shares[:3], 96) == (
+        "100 % of the objects cover less than 1 % of their image; the median one has 55 pixels of the networks' 96 x 96"
+        ". Networks trained with the loss ce often predict no object at all on such data: train with seg_loss bce_area "
+        "or dice, and with a larger img_size (416 gives the median object 1024 pixels)")
+    assert "75 % of the objects" in small_objects(shares, 96)
+    assert "seg_loss" not in small_objects(shares, 96, "dice")
+    assert "img_size" not in small_objects(shares, 480)  # a small share, but enough pixels
+    assert small_objects(np.array([0.02, 0.03, 0.001]), 96) == ""  # most are above 1 %
+    assert small_objects(np.array([0, 0]), 96) == ""
 
 
 def test_a_model_that_finds_nothing_is_named_with_what_helps():

@@ -1,10 +1,11 @@
 """The order of a training epoch: every row once, the same for the same seed and epoch, and fast to read."""
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from rows import make_row, write
 
 from data import epoch_order, parquet_rows
-from data.parquet_rows import ParquetRows
+from data.parquet_rows import ParquetRows, ReadLimits
 
 
 @pytest.fixture(scope="module")
@@ -13,15 +14,15 @@ def rows():
 
 
 @pytest.fixture
-def reader(tmp_path, rows, monkeypatch):
+def reader(tmp_path, rows):
     """Opens a file of `rows_per_group` in which everything above two rows is large, and half of it a window."""
     def open_(rows_per_group):
         path = write(tmp_path / f"{rows_per_group}.parquet", rows, rows_per_group)
-        monkeypatch.setattr(parquet_rows, "FEW_ROWS", 2)
-        monkeypatch.setattr(parquet_rows, "SMALL_GROUP", 1)
-        size = sum(ParquetRows([path], ["visible_image"])._bytes)
-        monkeypatch.setattr(parquet_rows, "WINDOW_BYTES", int(size // 4))
-        return ParquetRows([path], ["visible_image"])
+        metadata = pq.ParquetFile(path).metadata
+        columns = [metadata.row_group(number).column(2) for number in range(metadata.num_row_groups)]
+        assert {column.path_in_schema for column in columns} == {"visible_image"}
+        size = sum(column.total_uncompressed_size for column in columns)
+        return ParquetRows([path], ["visible_image"], ReadLimits(2, 1, size // 4))
     return open_
 
 
@@ -86,6 +87,8 @@ def test_one_large_row_group_is_read_from_front_to_back_with_neighbours_mixed(re
 
 def test_parts_of_a_large_row_group_are_never_mixed_with_other_rows():
     class Mixed:  # as `ParquetRows.windows` gives it: ten row groups of 3 rows, between them one in four parts
+        limits = ReadLimits()
+
         def windows(self):
             small = [[(start, start + 3, 10)] for start in range(0, 30, 3)]
             return [*small[:5], [(30 + start, 35 + start, 20) for start in range(0, 20, 5)], *small[5:]]

@@ -139,6 +139,17 @@ def split_files(folder: str) -> list[str]:
     return [os.path.join(folder, f"mm_ris_{name}.parquet") for name in SPLITS]
 
 
+def refuse_existing(files: list[str], overwrite: bool) -> None:
+    """Check that results replace nothing, unless that was asked for.
+
+    Raises:
+        UsageError: one of the files exists, and `--overwrite` was not given.
+    """
+    there = [file for file in files if os.path.lexists(file)]
+    if there and not overwrite:
+        raise UsageError(f"--out: {there[0]} is there already; choose another place, or --overwrite")
+
+
 def require_existing(args: argparse.Namespace, *names: str) -> None:
     """Check that each named flag points to a file or folder; those of RANDOM_IF_EMPTY may be empty.
 
