@@ -334,8 +334,8 @@ def resume(args: Namespace, content: dict, state: dict, optimizer, scaler, rows:
 def report_small_objects(args: Namespace, dataset: MMRISDataset) -> None:
     """Warn where most objects are small, with what helps."""
     shares = object_sizes.first_shares(dataset)
-    if advice := object_sizes.small_objects(shares, args.img_size, args.seg_loss):
-        logger.warning("WARNING: the first %s: %s", counted(len(shares), "validation sample"), advice)
+    if problem := object_sizes.small_objects(shares, args.img_size, args.seg_loss):
+        logger.warning("WARNING: the first %s: %s", counted(len(shares), "validation sample"), problem)
 
 
 def report_resumed(args: Namespace, progress: Progress, changes: list[str]) -> None:
