@@ -350,9 +350,9 @@ def test_the_best_checkpoint_has_the_largest_overall_iou_or_below_one_percent_th
 def test_small_objects_are_named_with_their_pixels_and_what_helps():
     shares = np.array([0.004, 0.006, 0.007, 0.9, 0])  # an empty mask has no object
     assert small_objects(shares[:3], 96) == (
-        "100 % of the objects cover less than 1 % of their image; the median one has 55 pixels of the networks' 96 x 96. "
-        "Networks trained with the loss ce often predict no object at all on such data: train with seg_loss bce_area or "
-        "dice, and with a larger img_size (416 gives the median object 1024 pixels)")
+        "100 % of the objects cover less than 1 % of their image; the median one has 55 pixels of the networks' 96 x 96"
+        ". Networks trained with the loss ce often predict no object at all on such data: train with seg_loss bce_area "
+        "or dice, and with a larger img_size (416 gives the median object 1024 pixels)")
     assert "75 % of the objects" in small_objects(shares, 96)
     assert "seg_loss" not in small_objects(shares, 96, "dice")
     assert "img_size" not in small_objects(shares, 480)  # a small share, but enough pixels
