@@ -46,14 +46,21 @@ class BatchLoader(DataLoader):
             except StopIteration:
                 return
             except (RuntimeError, EOFError, OSError) as error:
-                if not isinstance(error, RuntimeError):  # a batch of which a part is missing: its sender is dying
-                    multiprocessing.connection.wait([worker.sentinel for worker in self._workers], timeout=10)
-                codes = [worker.exitcode for worker in self._workers if worker.exitcode]
+                codes = self._exit_codes(wait=not isinstance(error, RuntimeError))
                 if not codes:
                     raise
                 raise InputError(f"a worker process that loads data was ended by {_name_exit(codes[0])}; this happens "
                                  "when memory runs out: use fewer workers or smaller batches") from error
             yield batch
+
+    def _exit_codes(self, wait: bool) -> list[int]:
+        """Of the worker processes that have failed; `wait` for one that is about to end, with a batch half sent."""
+        if wait:
+            ended = multiprocessing.connection.wait([worker.sentinel for worker in self._workers], timeout=10)
+            for worker in self._workers:
+                if worker.sentinel in ended:
+                    worker.join(10)
+        return [worker.exitcode for worker in self._workers if worker.exitcode]
 
 
 def _name_exit(code: int) -> str:
