@@ -1,32 +1,41 @@
 """A whole evaluation of a checkpoint: metrics, tables, pictures and a report.
 
-`args` is the command line of `test.py` throughout, complete and checked.
+`args` is the complete and checked command line of `test.py` throughout.
 """
+import contextlib
 import copy
 import functools
 import os
 from argparse import Namespace
 
+import numpy as np
 import torch
 from torch.utils.data import Subset
 
+from bert import MAX_TOKENS
 from data import MMRISDataset, collate, evaluation_loader
-from engine import INPUTS, evaluate
+from engine import evaluate
 from evaluation import ablation, bootstrap, fusion_metrics, report
 from evaluation.inference import OpenCheckpoint, open_checkpoint
-from evaluation.metrics import sample_iou, table, usable_rows
-from evaluation.results import FOLDERS, ResultWriter, write_json, write_samples
+from evaluation.metrics import metrics_table, no_target_metrics, sample_iou, usable_rows
+from evaluation.ratios import generalised_scores, segmentation_ratios, share
+from evaluation.results import ResultWriter, reserve, write_json, write_samples
+from evaluation.sample_notes import SampleNotes
+from models import INPUTS
 from utils import distributed
 from utils.device import select_device
-from utils.draw import SampleSheet
-from utils.errors import naming
+from utils.draw import SampleSheet, sample_pictures
+from utils.errors import InputError, naming
 from utils.files import set_aside
 from utils.flags import make_folder
-from utils.text import counted
+from utils.text import counted, printable
 
 SHEET_ROWS = 8
+ROOM, ROOM_OF_ROW = 2**17, 2**9  # bytes, enough for metrics.json and per_sample.csv
+MOST_INDICES = 20  # in a printed line
+LONGEST_PATH = 4096  # characters
 RESULTS = r"fusion|Binary|Overlay|GT|contact_sheet\.png|metrics\.json|per_sample\.csv|report\.html"
-# What the figures depend on; --out_dir, -b and the like are not among it.
+# Settings on which the figures depend, unlike --out_dir, -b and the like.
 SETTINGS = ("ckpt", "test_parquet", "img_size", "mha", "shuffle_text", "tta", "amp", "limit", "bad_rows", "seed")
 
 
@@ -34,7 +43,7 @@ def run_job(args: Namespace) -> None:
     """Evaluate, as this process of one or several.
 
     Raises:
-        UsageError, InputError: what cannot be carried out, in one sentence.
+        UsageError, InputError: what cannot be done, in one sentence.
     """
     device = select_device(args.device, distributed.local_rank())
     with distributed.job(device, args.dist_timeout):
@@ -42,7 +51,11 @@ def run_job(args: Namespace) -> None:
 
 
 def test(args: Namespace, device: torch.device) -> None:
-    """Evaluate this process's share of the rows, and leave the results of all in `--out_dir`."""
+    """Evaluate this process's share of the rows, and write the results of all processes to `--out_dir`.
+
+    Raises:
+        InputError: a file could not be written. The others are written and the figures printed before.
+    """
     opened = open_model(args, device)
     make_folder(args.out_dir, "--out_dir")
     dataset = open_data_set(args, opened)
@@ -51,14 +64,16 @@ def test(args: Namespace, device: torch.device) -> None:
     ask = functools.partial(answer, opened, device)
 
     # Evaluate
+    notes = SampleNotes(end_id=opened.tokenizer([""])[0][0, 1].item())
     sheet = SampleSheet(dataset.questions, SHEET_ROWS)
     meter = fusion_metrics.FusionMeter(len(rows)) if args.fusion_metrics else None
     text = ablation.TextAblation(swapped(dataset, args.seed).questions, ask) if args.text_ablation else None
     if distributed.rank() == 0:
         set_aside(args.out_dir, RESULTS)
-    distributed.wait_for_all()  # no process writes before the earlier results are out of the way
+        room = reserve(args.out_dir, ROOM + ROOM_OF_ROW * len(rows))
+    distributed.wait_for_all()  # no process writes before the results of an earlier run are moved
     writer = ResultWriter(args.out_dir, dataset.names, dataset.indices, args.save)
-    collectors = [collector for collector in (sheet, meter, text, writer) if collector is not None]
+    collectors = [collector for collector in (notes, sheet, meter, text, writer) if collector is not None]
 
     def on_batch(batch, output):
         for collector in collectors:
@@ -68,31 +83,57 @@ def test(args: Namespace, device: torch.device) -> None:
     metrics, counts = evaluate(opened.model, loader, device, args.iou_thresholds, on_batch, bad_rows)
 
     # Gather
-    for collector in (sheet, meter, text):
-        if collector is not None:
-            collector.gather()
+    for collector in collectors:
+        collector.gather()
     if distributed.rank() > 0:
         return
+    results = metrics | describe(args, opened, device, dataset, counts, notes, bad_rows)
     evaluated = usable_rows(counts)
-    results = metrics | describe(args, opened, device, dataset, counts, bad_rows)
     if meter:
         results["fusion_metrics"] = meter.summary(evaluated)
     if text:
         results["text_ablation"] = text.summary(counts, evaluated)
 
-    # Write: numbers, then pictures
-    write_samples(os.path.join(args.out_dir, "per_sample.csv"), dataset, counts, meter.columns() if meter else None)
-    write_json(os.path.join(args.out_dir, "metrics.json"), results)
-    sheet.save(os.path.join(args.out_dir, "contact_sheet.png"))
-    iou = sample_iou(counts[evaluated]).numpy()
-    panels = {kind: [panel(dataset, row, counts, ask) for row in chosen]
-              for kind, chosen in report.pick_samples(iou, evaluated.numpy()).items()}
-    report.write_report(os.path.join(args.out_dir, "report.html"), results, iou, panels)
+    # Write: numbers first, since they are small and took the time
+    room.close()
+    written, errors = [], list(writer.errors)
+    pictures = notes.pictures if results["bootstrap"]["images_by"] == "content" else None
+    with writing("metrics.json", args.out_dir, written, errors) as path:
+        write_json(path, results)
+    with writing("per_sample.csv", args.out_dir, written, errors) as path:
+        write_samples(path, dataset, counts, meter.columns() if meter else None, pictures)
     print_results(args, results)
+    iou = sample_iou(counts[evaluated]).numpy()
+    entries = {kind: [show_sample(dataset, row, counts, ask) for row in chosen]
+               for kind, chosen in report.pick_samples(iou, evaluated.numpy()).items()}
+    with writing("report.html", args.out_dir, written, errors) as path:
+        report.write_report(path, results, iou, entries, note_lines(results))
+    with writing("contact_sheet.png", args.out_dir, written, errors) as path:
+        sheet.save(path)
+    if not writer.errors:
+        written += [f"{folder}/" for folder in writer.folders]
+    print(f"in {args.out_dir}: {', '.join(written) or 'nothing'}")
+    if errors:
+        raise InputError(f"{errors[0]}; the figures are printed above")
+
+
+@contextlib.contextmanager
+def writing(name: str, out_dir: str, written: list[str], errors: list[str]):
+    """A context in which the file `name` is written to its path; if that fails, the other files are still written.
+
+    Args:
+        written: `name` is appended to it on success,
+        errors: and the sentence that says why not on failure.
+    """
+    try:
+        yield os.path.join(out_dir, name)
+        written.append(name)
+    except InputError as error:
+        errors.append(str(error))
 
 
 def open_model(args: Namespace, device: torch.device) -> OpenCheckpoint:
-    """The checkpoint of `--ckpt`, run as the flags want it."""
+    """The checkpoint of `--ckpt`, to be run as the flags say."""
     given = {name: getattr(args, name, None) for name in ("bert_tokenizer", "ck_bert", "img_size", "mha")}
     with naming("ckpt"):
         return open_checkpoint(args.ckpt, device, flip=args.tta == "flip", amp=args.amp, compiled=args.torchcompile,
@@ -100,7 +141,7 @@ def open_model(args: Namespace, device: torch.device) -> OpenCheckpoint:
 
 
 def open_data_set(args: Namespace, opened: OpenCheckpoint) -> MMRISDataset:
-    """The rows to evaluate, with `--shuffle_text` with their sentences swapped."""
+    """The rows to evaluate; with `--shuffle_text` with swapped sentences."""
     dataset = MMRISDataset(args.test_parquet, opened.tokenizer, opened.img_size, originals=True,
                            lumas=args.fusion_metrics, bad_rows=args.bad_rows, exact=True)
     return swapped(dataset, args.seed) if args.shuffle_text else dataset
@@ -120,44 +161,79 @@ def answer(opened: OpenCheckpoint, device: torch.device, batch: dict, sentences:
     return opened.model(*(batch[name].to(device) for name in INPUTS))
 
 
-def panel(dataset: MMRISDataset, row: int, counts: torch.Tensor, ask) -> dict:
-    """A row's panel in the report. The model runs once more: only now is it known which rows are shown."""
+def show_sample(dataset: MMRISDataset, row: int, counts: torch.Tensor, ask) -> dict:
+    """What the report shows of a row. The model runs again, since which rows are shown is known only now."""
     question = dataset.questions[row]
     sample = collate([dataset[row]])
-    sheet = SampleSheet(dataset.questions, len(dataset))
-    sheet.add(sample, ask(sample, [question]))
-    (_, pictures), = sheet.rows
-    return report.panel(question, float(sample_iou(counts[[row]])), dataset.indices[row], dataset.names[row], pictures,
-                        sample["size"][0])
+    pictures = sample_pictures(sample, ask(sample, [question]), 0)
+    return report.sample_entry(question, float(sample_iou(counts[[row]])), dataset.indices[row], dataset.names[row],
+                               pictures, sample["size"][0])
 
 
 def describe(args: Namespace, opened: OpenCheckpoint, device: torch.device, dataset: MMRISDataset,
-             counts: torch.Tensor, bad_rows: list[str]) -> dict:
-    """What `metrics.json` says about its metrics: how sure they are, how they were made, and what was left out."""
+             counts: torch.Tensor, notes: SampleNotes, bad_rows: list[str]) -> dict:
+    """What `metrics.json` holds besides the metrics of all samples: intervals, settings, notes on the samples.
+
+    Where there are sentences that refer to nothing, also the metrics made for them.
+    """
     rows = usable_rows(counts)
-    images = [dataset.names[row] for row in rows.tolist()]
-    ratios = bootstrap.segmentation_ratios(*counts[rows, :2].T.numpy(), args.iou_thresholds)
+    counts = counts[rows]
+    images, by_name = notes.tell_apart(dataset.names, rows.tolist())
+    has_object = np.array([row not in notes.no_target for row in rows.tolist()])
+    ratios = segmentation_ratios(*counts[:, :2].T.numpy(), args.iou_thresholds)
+    further = {}
+    if not has_object.all():
+        further = no_target_metrics(counts, has_object)
+        ratios["gIoU"] = share(generalised_scores(counts[:, 2].numpy(), sample_iou(counts).numpy(), has_object))
     settings = vars(args) | {"img_size": opened.img_size, "mha": opened.mha}
-    return {"intervals_95": bootstrap.percent_intervals(ratios, images, args.seed),
-            "bootstrap": {"resamples": bootstrap.RESAMPLES, "images": len(set(images)), "seed": args.seed},
-            "settings": {name: settings[name] for name in SETTINGS} | {
-                "device": device.type, "torch": torch.__version__},
-            "bad_rows": {"count": len(bad_rows), "messages": bad_rows}}
+    return further | {
+        "intervals_95": bootstrap.percent_intervals(ratios, images, args.seed),
+        "bootstrap": {"resamples": bootstrap.RESAMPLES, "images": len(set(images)), "seed": args.seed,
+                      "images_by": "name" if by_name else "content"},
+        "settings": {name: settings[name] for name in SETTINGS} | {"device": device.type, "torch": torch.__version__},
+        "notes": {"cut_sentences": len(notes.cut),
+                  "lost_objects": int((has_object & (counts[:, 3] == 0).numpy()).sum()),
+                  "not_finite": [dataset.indices[row] for row in sorted(notes.not_finite)]},
+        "bad_rows": {"count": len(bad_rows), "messages": bad_rows}}
+
+
+def note_lines(results: dict) -> list[str]:
+    """What a reader of the metrics should know of the samples, in sentences."""
+    notes, lines = results["notes"], []
+    if results["bootstrap"]["images_by"] == "content":
+        lines.append(f"image_name does not tell the pictures apart; by their content there are "
+                     f"{results['bootstrap']['images']}, which the intervals resample")
+    if count := results.get("num_no_target"):
+        lines.append(f"{counted(count, 'sentence')} without an object: IoU 0 in all metrics but gIoU and N-acc, which "
+                     "count them as right where nothing is predicted")
+    if count := notes["cut_sentences"]:
+        lines.append(f"{counted(count, 'sentence')} of {results['num_samples']} cut to {MAX_TOKENS} tokens")
+    if count := notes["lost_objects"]:
+        lines.append(f"{counted(count, 'object')} too small to have a pixel at {results['settings']['img_size']} px: "
+                     "IoU 0 whatever is predicted")
+    if indices := notes["not_finite"]:
+        listed = ", ".join(map(str, indices[:MOST_INDICES])) + (" …" if len(indices) > MOST_INDICES else "")
+        lines.append(f"WARNING: the model's output is not finite (NaN or infinity) for "
+                     f"{counted(len(indices), 'sample')}, whose figures mean nothing: index {listed}")
+    return lines
 
 
 def print_results(args: Namespace, results: dict) -> None:
-    """Print the results and where they are."""
-    print(f"{args.test_parquet}, sentences swapped between samples" if args.shuffle_text else args.test_parquet)
+    """Print the figures and what should be known about them."""
+    source = printable(args.test_parquet, LONGEST_PATH)
+    print(f"{source}, sentences swapped between samples" if args.shuffle_text else source)
     plain = {name: value for name, value in results.items() if isinstance(value, int | float)}
-    print(table(plain, results["intervals_95"]))
+    print(metrics_table(plain, results["intervals_95"]))
     images = counted(results["bootstrap"]["images"], "image")
     print(f"in brackets: 95% intervals, {results['bootstrap']['resamples']} bootstrap resamples of {images}")
+    for line in note_lines(results):
+        print(line)
     if args.text_ablation:
-        print(f"\n{ablation.table(results['text_ablation'])}")
+        print(f"\n{ablation.ablation_table(results['text_ablation'])}")
         print("change of the fused image against that of the true sentence, inside and outside the object, of 255")
     if args.fusion_metrics:
-        print(f"\n{fusion_metrics.table(results['fusion_metrics'])}")
+        print(f"\n{fusion_metrics.fusion_table(results['fusion_metrics'])}")
     if results["bad_rows"]["count"]:
-        print(f"\n{counted(results['bad_rows']['count'], 'row')} left out:", *results["bad_rows"]["messages"], sep="\n")
-    folders = "".join(f", {folder}/" for folder in FOLDERS[args.save])
-    print(f"in {args.out_dir}: metrics.json, per_sample.csv, report.html, contact_sheet.png{folders}")
+        print(f"\n{counted(results['bad_rows']['count'], 'row')} left out:")
+        for message in results["bad_rows"]["messages"]:
+            print(printable(message, LONGEST_PATH))

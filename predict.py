@@ -1,13 +1,24 @@
 """Fuse your own infrared and visible pictures under the guidance of a sentence, and find what it refers to."""
 import argparse
+import functools
 import logging
 import os
 import re
-import sys
 
 from utils.errors import InputError, UsageError, naming, run
 from utils.files import file_stem, set_aside, unique_names
-from utils.flags import ArgumentParser, add_checkpoint_flags, make_folder, require_existing
+from utils.flags import (
+    PICTURE_KINDS,
+    ArgumentParser,
+    add_checkpoint_flags,
+    at_least,
+    make_folder,
+    picture_kinds,
+    require_existing,
+)
+from utils.sizes import MAX_PIXELS
+from utils.streams import log_to_stdout
+from utils.text import first_line, printable
 
 logger = logging.getLogger("predict")
 
@@ -31,6 +42,12 @@ def build_parser() -> ArgumentParser:
                         help="flip: average with the result for the mirrored images, the words left and right "
                              "exchanged")
     parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where accuracy permits")
+    parser.add_argument("--save", type=picture_kinds, default=",".join(PICTURE_KINDS), metavar="KINDS",
+                        help="pictures to write, separated by commas")
+    parser.add_argument("--format", choices=("png", "jpg"), default="png",
+                        help="of the pictures; jpg (quality 95) takes less time and space; masks are PNG in any case")
+    parser.add_argument("--max_pixels", type=at_least(1), default=MAX_PIXELS,
+                        help="larger pictures are refused, as a small file can hold so many that memory runs out")
     return parser
 
 
@@ -50,7 +67,7 @@ def parse_args() -> argparse.Namespace:
         if not text.strip():
             raise UsageError("--text: the sentence is empty")
         if re.search("[\ud800-\udfff]", text):
-            raise UsageError(f"--text: {text!r} is not in the encoding of this terminal, or not valid UTF-8")
+            raise UsageError(f"--text: '{printable(text)}' is not in the encoding of this terminal, or not valid UTF-8")
     return args
 
 
@@ -60,18 +77,17 @@ def main() -> None:
     # After the command line is known to be good: these take seconds.
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from data.pictures import pair_files, read_picture
+    from data.pictures import pair_files
     from evaluation.inference import open_checkpoint
-    from evaluation.predictions import KINDS, describe, write_prediction
     from predictor import Predictor
     from utils.device import select_device
     from utils.progress import progress_bar
 
-    sys.stdout.reconfigure(errors="backslashreplace")  # names and sentences may hold what a terminal cannot show
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    pairs, unpaired = pair_files(args.visible, args.infrared)
+    log_to_stdout()
+    pairs, unpaired = pair_files(args.visible, args.infrared, left_out=args.out)
     if unpaired:
-        logger.warning("no partner for %d of the images, which are left out: %s", len(unpaired), ", ".join(unpaired))
+        logger.warning("no partner for %d of the images, which are left out: %s", len(unpaired),
+                       ", ".join(map(printable, unpaired)))
     make_folder(args.out, "--out")
 
     device = select_device(args.device)
@@ -81,32 +97,52 @@ def main() -> None:
     predictor = Predictor(opened.model, opened.tokenizer, opened.img_size, device)
 
     names = result_names([files.name for files in pairs], args.text)
-    results = f"({'|'.join(re.escape(name) for row in names for name in row)})-({'|'.join(KINDS)})\\.png"
+    earlier = f"({'|'.join(re.escape(name) for row in names for name in row)})-({'|'.join(PICTURE_KINDS)})\\.(png|jpg)"
+    make_room = functools.cache(lambda: set_aside(args.out, earlier))  # once, and only when there are new pictures
     failed = 0
     with logging_redirect_tqdm():
         bar = progress_bar(pairs, unit="pair", disable=len(pairs) == 1)
-        for number, (files, stems) in enumerate(zip(bar, names, strict=True)):
+        for files, stems in zip(bar, names, strict=True):
             try:
-                pictures = [read_picture(path) for path in (files.visible, files.infrared)]
+                process_pair(predictor, files, stems, args, make_room)
             except InputError as error:
                 if len(pairs) == 1:
                     raise
                 logger.error("error: %s", error)
                 failed += 1
-                continue
-            for path, picture in zip((files.visible, files.infrared), pictures, strict=True):
-                if picture.note:
-                    logger.info("%s: %s", path, picture.note)
-            pair = predictor.encode_pair(*(picture.pixels for picture in pictures))
-            if number == failed:  # the first whose pictures will be written
-                set_aside(args.out, results)
-            for stem, text in zip(stems, args.text, strict=True):
-                prediction = predictor.predict(pair, text)
-                paths = write_prediction(pair, text, prediction, os.path.join(args.out, stem))
-                logger.info("%s, %r: %s", files.name, text,
-                            "\n".join([describe(prediction.mask), *(f"  {path}" for path in paths)]))
     if failed:
         raise InputError(f"{failed} of {len(pairs)} pairs could not be used; the reasons are above")
+
+
+def process_pair(predictor, files, stems: list[str], args: argparse.Namespace, make_room) -> None:
+    """Read a pair of files, and for each sentence write its pictures and say what was found.
+
+    Args:
+        stems: names of the pictures, one for each of `--text`.
+        make_room: called before each picture is written.
+    Raises:
+        InputError: whatever goes wrong with this pair, in one sentence.
+    """
+    from data.pictures import read_pair
+    from evaluation.predictions import describe, write_prediction
+
+    try:
+        pictures = read_pair(files.visible, files.infrared, args.max_pixels)
+        for path, picture in zip((files.visible, files.infrared), pictures, strict=True):
+            if picture.note:
+                logger.info("%s: %s", printable(path), picture.note)
+        pair = predictor.encode_pair(*(picture.pixels for picture in pictures))
+        for stem, text in zip(stems, args.text, strict=True):
+            prediction = predictor.predict(pair, text)
+            make_room()
+            paths = write_prediction(pair, text, prediction, os.path.join(args.out, stem), args.save, args.format)
+            logger.info("%s, '%s': %s", printable(files.name), printable(text),
+                        "\n".join([describe(prediction.mask), *(f"  {path}" for path in paths)]))
+    except InputError:
+        raise
+    except Exception as error:  # decoders, NumPy and PyTorch raise many kinds; the other pairs can still be processed
+        raise InputError(f"{printable(files.visible)} and {printable(files.infrared)} cannot be used "
+                         f"({type(error).__name__}: {printable(first_line(error))})") from error
 
 
 if __name__ == "__main__":

@@ -4,23 +4,27 @@
     fused, mask, probability = predictor(visible, infrared, "the red car")
 """
 import logging
+import os
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
 from bert import Tokenizer
-from data.pictures import to_picture
+from data.pictures import oddities_of_pair, to_picture
 from evaluation.inference import Inference, open_checkpoint
 from models.fuser import EncodedPair
 from utils.color import standardise
 from utils.device import select_device
 from utils.draw import resize, to_image
 from utils.errors import InputError
+from utils.text import first_line, printable
 
 logger = logging.getLogger(__name__)
+
+AnyImage = Image.Image | np.ndarray
 
 
 class Prediction(NamedTuple):
@@ -57,31 +61,39 @@ class Predictor:
         _, self._unknown, self._end = tokenizer(["[UNK]"])[0][0, :3].tolist()
 
     @classmethod
-    def from_checkpoint(cls, path: str, device: str = "auto", *, bert_tokenizer: str | None = None,
-                        ck_bert: str | None = None, img_size: int | None = None, mha: str | None = None,
-                        flip: bool = False, amp: bool = False) -> "Predictor":
+    def from_checkpoint(cls, path: str | os.PathLike, device: str | torch.device = "auto", *,
+                        bert_tokenizer: str | os.PathLike | None = None, ck_bert: str | os.PathLike | None = None,
+                        img_size: int | None = None, mha: str | None = None, flip: bool = False, amp: bool = False
+                        ) -> "Predictor":
         """A predictor from a file in the released format.
 
         Args:
-            path: the checkpoint, as the training wrote it or as it was published.
-            device: `auto` (an Ascend NPU, else a CUDA GPU, else the CPU), `cuda`, `npu` or `cpu`; an index may follow.
-            bert_tokenizer, ck_bert: folders with BERT's vocabulary, and with its configuration.
+            path: the checkpoint, as training wrote it or as it was published; str or `pathlib.Path`.
+            device: `auto` (an Ascend NPU, else a CUDA GPU, else the CPU), `cuda`, `npu` or `cpu`, an index may follow;
+                or a `torch.device`.
+            bert_tokenizer, ck_bert: folders with BERT's vocabulary, and with its configuration; str or `pathlib.Path`.
             img_size, mha: as in training. These four default to what the checkpoint says, else to those of `test.py`.
-            flip: average with the mirrored images, in which `left` and `right` in the sentence trade places.
-            amp: compute in bfloat16 where that is safe, instead of float32.
+            flip: average with the result for the mirrored images, the words `left` and `right` exchanged.
+            amp: compute in bfloat16 where accuracy permits, instead of float32.
         Raises:
-            ValueError: something does not exist, is damaged or does not fit; the sentence says what. Its `__cause__` is
-                the `utils.errors.InputError` that the scripts end with.
+            ValueError: something does not exist, is damaged, of the wrong type, or does not fit; the sentence says
+                what. Its `__cause__` may be the `utils.errors.InputError` with which the scripts end.
         """
+        if not isinstance(device, str | torch.device):
+            raise ValueError(f"device: must be a name, as in cuda:1, or a torch.device, not {printable(repr(device))}")
+        file, vocabulary, bert = (_as_path(name, value) for name, value in (
+            ("path", path), ("bert_tokenizer", bert_tokenizer), ("ck_bert", ck_bert)))
+        if file is None:
+            raise ValueError("path: must be that of a checkpoint, not None")
         try:
-            chosen = select_device(device)
-            opened = open_checkpoint(path, chosen, bert_tokenizer=bert_tokenizer, ck_bert=ck_bert, img_size=img_size,
+            chosen = select_device(str(device))
+            opened = open_checkpoint(file, chosen, bert_tokenizer=vocabulary, ck_bert=bert, img_size=img_size,
                                      mha=mha, flip=flip, amp=amp)
         except InputError as error:
             raise ValueError(str(error)) from error
         return cls(opened.model, opened.tokenizer, opened.img_size, chosen)
 
-    def __call__(self, visible, infrared, text: str) -> Prediction:
+    def __call__(self, visible: AnyImage, infrared: AnyImage, text: str) -> Prediction:
         """Fuse two images under the guidance of a sentence and find what it refers to.
 
         Args:
@@ -95,7 +107,7 @@ class Predictor:
         return self.predict(self.encode_pair(visible, infrared), text)
 
     @torch.inference_mode()
-    def encode_pair(self, visible, infrared) -> Pair:
+    def encode_pair(self, visible: AnyImage, infrared: AnyImage) -> Pair:
         """The part of a prediction that does not depend on the sentence, for `predict` with any number of sentences.
 
         It covers the preparation of the images and the fuser's two encoders. The segmenter runs for each sentence,
@@ -110,12 +122,14 @@ class Predictor:
         for name, image in (("visible", visible), ("infrared", infrared)):
             try:
                 picture = to_picture(image)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
+            except Exception as error:  # Pillow decodes only now, and raises many kinds for a damaged file
+                raise ValueError(f"{name}: {printable(first_line(error))}") from error
             if picture.note:
                 logger.info("%s: %s", name, picture.note)
             pictures.append(picture.pixels)
         visible, infrared = pictures
+        for oddity in oddities_of_pair(visible, infrared):
+            logger.warning("%s", oddity)
         features = self.model.encode_pair(self._to_tensor(visible), self._to_tensor(infrared))
         return Pair(visible, _resampled(infrared, visible.shape[:2]), features)
 
@@ -124,10 +138,13 @@ class Predictor:
         """The prediction for one sentence about a pair of `encode_pair`.
 
         Raises:
-            ValueError: the sentence is empty or no str.
+            ValueError: the sentence is empty or no str, or the model's output is not finite.
         """
         input_ids, attention_mask = (tensor.to(self.device) for tensor in self._tokenize(text))
         output = self.model.answer(pair.features, input_ids, attention_mask)
+        assert output.logits is not None  # every checkpoint has a segmenter
+        if not (output.fused.isfinite().all() and output.logits.isfinite().all()):
+            raise ValueError("the model's output for this pair and sentence is not finite (NaN or infinity)")
         height, width = pair.visible.shape[:2]
         # Nearest-neighbour, so that the mask is the thresholded probability and the same as the one test.py writes.
         probability = output.logits[0].softmax(0)[1].cpu().numpy()
@@ -141,16 +158,32 @@ class Predictor:
 
     def _tokenize(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"the sentence must be a text that is not empty, not {text!r}")
+            raise ValueError(f"the sentence must be a text that is not empty, not {printable(repr(text))}")
         if re.search("[\ud800-\udfff]", text):
-            raise ValueError(f"the sentence {text!r} holds lone surrogates, which are no characters")
+            raise ValueError(f"the sentence '{printable(text)}' holds lone surrogates, which are no characters")
         input_ids, attention_mask = self.tokenizer([text])
         ids = input_ids[0, attention_mask[0] == 1].tolist()[1:]
         if ids[-1] != self._end:
-            logger.warning("%r is long: only its first %d word pieces are read", text, len(ids))
+            logger.warning("'%s' is long: only its first %d word pieces are read", printable(text), len(ids))
         if set(ids) <= {self._unknown, self._end}:
-            logger.warning("no word of %r is in the vocabulary of BERT, so the model cannot know what is meant", text)
+            logger.warning("no word of '%s' is in the vocabulary of BERT, so the model cannot know what is meant",
+                           printable(text))
+        elif self._unknown in ids and (words := self._unknown_words(text)):
+            logger.warning("not in the vocabulary of BERT, so read as unknown: %s", ", ".join(map(printable, words)))
         return input_ids, attention_mask
+
+    def _unknown_words(self, text: str) -> list[str]:
+        """The words of a sentence that the vocabulary has neither whole nor in pieces; punctuation is none."""
+        words = list(dict.fromkeys(re.findall(r"\w+", text)))
+        return [word for word, ids in zip(words, self.tokenizer(words)[0], strict=True) if self._unknown in ids]
+
+
+def _as_path(name: str, path: Any) -> str | None:
+    """A str, from anything that names a file or folder."""
+    try:
+        return None if path is None else os.fsdecode(path)
+    except TypeError as error:
+        raise ValueError(f"{name}: must be a path, not {printable(repr(path))}") from error
 
 
 def _resampled(infrared: np.ndarray, size: tuple[int, int]) -> np.ndarray:

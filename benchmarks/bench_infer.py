@@ -35,8 +35,9 @@ from measure import (
 from parts import PartClock, parts_apart, print_parts, report_parts, write_profile
 
 from evaluation.inference import Inference, open_checkpoint
+from models import INPUTS
 from models.fast import keep_freed_memory, prepare_for_inference
-from models.fast.inference import fold_batch_norm, keep_masks, use_pointwise_linear, use_winograd
+from models.fast.inference import fold_batch_norm, keep_score_biases, use_pointwise_linear, use_winograd
 from utils.device import compile_mode
 from utils.errors import run
 from utils.flags import ArgumentParser, at_least
@@ -45,7 +46,7 @@ BASELINE = "plain"
 STEPS = {  # each is applied to the model after those before it
     BASELINE: lambda model: model,
     "batch norm folded": fold_batch_norm,
-    "and attention masks kept": keep_masks,
+    "and attention masks kept": keep_score_biases,
     "and NHWC": lambda model: model.to(memory_format=torch.channels_last),
     "and linear layers as 1×1 convolutions": use_pointwise_linear,
     "and wide convolutions by Winograd": use_winograd,
@@ -69,7 +70,7 @@ class Way:
         self.caller = Inference(self.model, amp_dtype=amp_dtype,
                                 compile_mode=compile_mode(device) if compiled else None)
         batch = make_batch(args.batch_size, args.img_size, device)
-        self.inputs = [batch[key] for key in ("vis", "ir", "input_ids", "attention_mask")]
+        self.inputs = [batch[key] for key in INPUTS]
 
     def run(self, times: int = 1) -> None:
         with torch.inference_mode():
@@ -104,7 +105,7 @@ def agreement(args: argparse.Namespace, device: torch.device) -> dict[str, float
     both, either, ious = 0, 0, []
     for start in range(0, rows, 8):
         batch = collate([dataset[row] for row in range(start, min(start + 8, rows))])
-        inputs = [batch[name].to(device) for name in ("vis", "ir", "input_ids", "attention_mask")]
+        inputs = [batch[name].to(device) for name in INPUTS]
         with torch.inference_mode():
             full, half = (one.model(*inputs).logits.argmax(1).bool().flatten(1) for one in opened)
         intersection, union = (full & half).sum(1), (full | half).sum(1)

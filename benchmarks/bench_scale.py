@@ -12,6 +12,7 @@ import tempfile
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # when run as a script
 
+from models import INPUTS
 from utils.errors import run
 from utils.flags import ArgumentParser, at_least
 
@@ -35,7 +36,7 @@ def networks(args: argparse.Namespace, device) -> dict[str, dict[int, float]]:
 
     def forward(size: int, side: int, words: int = 10):
         batch = make_batch(size, side, device, words)
-        return lambda: model(batch["vis"], batch["ir"], batch["input_ids"], batch["attention_mask"])
+        return lambda: model(*(batch[name] for name in INPUTS))
 
     def answers(count: int):
         batch = make_batch(1, args.img_size, device)

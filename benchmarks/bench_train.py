@@ -34,8 +34,8 @@ from measure import (
 )
 from parts import PartClock, parts_apart, print_parts, report_parts, write_profile
 
-from engine import INPUTS, Progress, train_one_epoch
-from models import build_criterion
+from engine import Progress, train_one_epoch
+from models import INPUTS, build_criterion
 from models.fast import checkpoint_activations, keep_freed_memory, return_freed_memory, save_memory
 from training.optimizer import build_optimizer, trained_networks
 from utils.device import grad_scaler

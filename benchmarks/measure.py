@@ -15,7 +15,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import build_model
+from models import INPUTS, build_model
 from utils.device import describe, is_slow, peak_memory, select_device, synchronize
 from utils.flags import at_least, image_size
 
@@ -65,7 +65,7 @@ def forward_flops(shape: str, side: int) -> dict[str, int]:
     model, batch = make_model(shape, torch.device("cpu")).eval(), make_batch(1, side, torch.device("cpu"))
     counter = FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:
-        model(batch["vis"], batch["ir"], batch["input_ids"], batch["attention_mask"])
+        model(*(batch[name] for name in INPUTS))
     by_module = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     total, text = by_module["Global"], by_module["RISFusion.text_encoder"]
     segmenter, decoder = by_module["RISFusion.segmenter"], by_module["RISFusion.segmenter.classifier"]

@@ -5,13 +5,16 @@ import tempfile
 
 import torch
 
-SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # [PAD] first: its id is 0, as in bert-base-uncased
+from utils.files import replacing
+
+from .tokenizer import SPECIAL_TOKENS
+
 POSITIONS = 64
 
 
 def write_tiny_bert(folder: str, sentences: list[str], seed: int = 0, *, hidden: int = 128, layers: int = 2,
                     heads: int = 2, dropout: float = 0.1) -> None:
-    """Write a folder that reads like `bert-base-uncased`: config.json, model.safetensors, vocab.txt, tokenizer files.
+    """Write a folder with the files of `bert-base-uncased`: config.json, model.safetensors, vocab.txt, tokenizer files.
 
     The same arguments give the same bytes. Files of these names are replaced, each once it is complete.
 
@@ -35,20 +38,21 @@ def write_tiny_bert(folder: str, sentences: list[str], seed: int = 0, *, hidden:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = BertModel(config, add_pooling_layer=False)
-    with tempfile.TemporaryDirectory(prefix=".writing.", dir=folder) as temporary:
+    with tempfile.TemporaryDirectory() as temporary:
         model.save_pretrained(temporary)
         BertTokenizer(vocab={token: i for i, token in enumerate(vocabulary)},
                       model_max_length=POSITIONS).save_pretrained(temporary)
         with open(os.path.join(temporary, "vocab.txt"), "w", encoding="utf-8") as file:
             file.writelines(f"{token}\n" for token in vocabulary)
         for name in sorted(os.listdir(temporary)):
-            shutil.move(os.path.join(temporary, name), os.path.join(folder, name))
+            with replacing(os.path.join(folder, name)) as path:
+                shutil.copyfile(os.path.join(temporary, name), path)
 
 
 def make_vocabulary(sentences: list[str]) -> list[str]:
-    """WordPiece tokens: the special ones, all characters alone and as `##` continuations, and all words of `sentences`.
+    """WordPiece tokens: special tokens, all characters alone and as `##` continuations, and all words of `sentences`.
 
-    WordPieceTrainer is not used because the pieces it chooses, and their order, differ from run to run.
+    WordPieceTrainer is not used, because the pieces it chooses and their order differ between runs.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -59,4 +63,4 @@ def make_vocabulary(sentences: list[str]) -> list[str]:
     found = set(words.get_vocab())
     characters = set("".join(found)) | set("abcdefghijklmnopqrstuvwxyz0123456789")
     pieces = characters | {f"##{character}" for character in characters}
-    return SPECIAL_TOKENS + sorted(pieces) + sorted(found - pieces)
+    return [*SPECIAL_TOKENS, *sorted(pieces), *sorted(found - pieces)]  # [PAD] gets id 0, as in bert-base-uncased

@@ -3,8 +3,8 @@
     python data/build_parquet.py TABLE --out FILE.parquet
     python data/build_parquet.py TABLE --out FOLDER --split 0.8,0.1,0.1
 
-TABLE is CSV or JSON with `image`, `expression` and `mask` (a file), `polygon` or `rle`; images lie beside it in
-visible/ and infrared/, masks in masks/, matched by name.
+TABLE is CSV or JSON with `image`, `expression` and `mask` (a file), `polygon` or `rle`, a COCO file, or a folder of
+LabelMe's files; images lie beside it in visible/ and infrared/, masks in masks/, matched by name.
 """
 import os
 import sys
@@ -12,7 +12,7 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # when run as a script
 
 from utils.errors import UsageError, run
-from utils.flags import ArgumentParser, at_least, proportions, split_files
+from utils.flags import ArgumentParser, proportions, refuse_existing, seed, split_files
 
 FOLDERS = ("visible", "infrared", "masks")
 
@@ -21,7 +21,8 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         description="Make parquet files of the MM-RIS schema from folders of images and a table of expressions.")
     parser.add_argument("table", metavar="TABLE", help="CSV, TSV, JSON (a list of objects) or JSON lines with image, "
-                        "expression and, unless a file in masks/ has the image's name, mask, polygon or rle")
+                        "expression and, unless a file in masks/ has the image's name, mask, polygon or rle; or "
+                        "COCO's annotations, or a folder of LabelMe's files")
     parser.add_argument("--out", required=True, metavar="PATH", help="parquet file to write; with --split, a folder "
                         "for mm_ris_train.parquet, mm_ris_val.parquet and mm_ris_test.parquet")
     for folder, what in zip(FOLDERS, ("visible images", "infrared images", "masks"), strict=True):
@@ -30,40 +31,32 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--split", type=proportions, metavar="TRAIN,VAL,TEST",
                         help="shares of the images, as in 0.8,0.1,0.1; no image is in two of the files")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
-    parser.add_argument("--seed", type=at_least(0), default=0, metavar="K",
+    parser.add_argument("--seed", type=seed, default=0, metavar="K",
                         help="seed of --split (default: %(default)s)")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
-    if not os.path.isfile(args.table):
+    if not os.path.isfile(args.table) and not os.path.isdir(args.table):
         raise UsageError(f"{args.table}: there is no such table")
-    beside = os.path.dirname(args.table)
+    beside = os.path.dirname(os.path.normpath(args.table))
     folders = tuple(getattr(args, folder) or os.path.join(beside, folder) for folder in FOLDERS)
     for flag, folder in zip(FOLDERS[:2], folders[:2], strict=True):
         if not os.path.isdir(folder):
             raise UsageError(f"--{flag}: there is no folder {folder!r}")
     if args.masks and not os.path.isdir(args.masks):
         raise UsageError(f"--masks: there is no folder {args.masks!r}")
-    if args.split:
-        outs = split_files(args.out)
-    else:
-        if not os.path.isdir(os.path.dirname(os.path.abspath(args.out))) or os.path.isdir(args.out):
-            raise UsageError(f"--out: {args.out} is not a file name in an existing folder")
-        outs = [args.out]
-
-    there = [out for out in outs if os.path.exists(out)]
-    if there and not args.overwrite:
-        raise UsageError(f"--out: {there[0]} is there already; choose another place, or --overwrite")
+    outs = split_files(args.out) if args.split else [args.out]
+    refuse_existing(outs, args.overwrite)
 
     from data.prepare.building import build
 
-    told = build(args.table, folders, outs, args.split or [1.0], args.seed)
+    lines = build(args.table, folders, outs, args.split or [1.0], args.seed)
     for out, share in zip(outs, args.split or [1.0], strict=True):
         if not share and os.path.exists(out):
-            told.append(f"note: {out} was there before and is not part of this split")
-    print("\n".join(told))
+            lines.append(f"note: {out} was there before and is not part of this split")
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

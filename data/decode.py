@@ -10,16 +10,16 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from utils.sizes import MAX_PIXELS
 from utils.text import first_line
 
-MAX_PIXELS = 89_478_485  # Pillow's own limit, above which it takes an image for a decompression bomb
+from .npy import described, read_npy
+
 # Pillow's plugins that decode by themselves. Others start programs (EPS: Ghostscript) or call what is registered.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP")
 STRETCH = (1.0, 99.0)  # percentiles that become black and white when values exceed 8 bits
 START_OF_JPEG = b"\xff\xd8"
 START_OF_NPY = b"\x93NUMPY"
-LONGEST_HEADER = 2**16 + 16  # bytes, of a .npy file
-NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0}  # later versions: read_array_header_2_0
 BORDER = 255  # marks pixels that belong to no object in label masks, as in PASCAL VOC
 MOST_LABELS = 20  # labels beside which BORDER is a border; PASCAL VOC has 20 classes
 
@@ -245,25 +245,13 @@ def decode_mask(content: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
 def _read_npy(content: bytes, max_pixels: int) -> np.ndarray:
     """(h, w) booleans, integers or floats."""
-    # Not np.load, which also accepts archives and pickles, the latter able to run code.
-    stream = io.BytesIO(content[:LONGEST_HEADER])
-    try:
-        read_header = NPY_HEADERS.get(np.lib.format.read_magic(stream), np.lib.format.read_array_header_2_0)
-        stored, by_columns, dtype = read_header(stream)
-    except Exception as error:  # whatever numpy raises for bytes that are something else
-        raise ValueError(f"is not a .npy array of numbers ({first_line(error)})") from error
-    if dtype.hasobject:
-        raise ValueError("is not a .npy array of numbers but holds a pickle, which is never opened")
-    shape = _without_channel(stored)
-    if len(shape) != 2 or min(shape) < 1 or dtype.kind not in "buif":
-        raise ValueError(f"must be a (height, width) array of numbers, not {_described(dtype, stored)}")
-    count = shape[0] * shape[1]
-    if count > max_pixels:
+    values = read_npy(content)
+    shape = _without_channel(values.shape)
+    if len(shape) != 2:
+        raise ValueError(f"must be a (height, width) array of numbers, not {described(values.dtype, values.shape)}")
+    if values.size > max_pixels:
         raise ValueError(f"has more than {max_pixels} pixels")
-    if count * dtype.itemsize > len(content) - stream.tell():
-        raise ValueError(f"is not a .npy array of numbers, or is cut short: {len(content)} bytes for "
-                         f"{_described(dtype, stored)}")
-    return np.frombuffer(content, dtype, count, stream.tell()).reshape(shape, order="F" if by_columns else "C")
+    return values.reshape(shape)
 
 
 def _without_channel(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -271,11 +259,6 @@ def _without_channel(shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(shape) == 3 and 1 in (shape[0], shape[2]):
         return shape[:2] if shape[2] == 1 else shape[1:]
     return shape
-
-
-def _described(dtype: np.dtype, shape: tuple[int, ...]) -> str:
-    text = f"{dtype} {shape}"
-    return text if len(text) < 100 else f"{text[:100]}…"
 
 
 def _read_mask_image(content: bytes, max_pixels: int) -> Mask:

@@ -1,19 +1,19 @@
-"""Merge parquet files into one with small row groups, or deal their images out to a training and a validation set.
+"""Merge parquet files into one with small row groups, or distribute their images to a training and a validation set.
 
     python data/merge_parquet.py                                  # part1 and part2 of the MM-RIS training set
     python data/merge_parquet.py --split 0.95,0.05                # likewise, and hold out images for validation
     python data/merge_parquet.py PART [PART ...] --out FILE
     python data/merge_parquet.py PART [PART ...] --out FOLDER --split TRAIN,VAL[,TEST]
 
-A single PART is rewritten: MM-RIS readers fetch a whole row group per sample, so shuffled training wants them small.
+A single PART is rewritten: a whole row group is read for each sample, so shuffled training needs small ones.
 """
 import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # when run as a script
 
-from utils.errors import UsageError, run
-from utils.flags import ArgumentParser, at_least, proportions, split_files
+from utils.errors import run
+from utils.flags import ArgumentParser, proportions, refuse_existing, seed, split_files
 
 FOLDER = "./data"
 DEFAULT_PARTS = [f"{FOLDER}/mm_ris_train_part1.parquet", f"{FOLDER}/mm_ris_train_part2.parquet"]
@@ -23,7 +23,7 @@ DEFAULT_OUT = f"{FOLDER}/mm_ris_train.parquet"
 def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         description="Merge MM-RIS parquet files into one with small row groups, which shuffled training reads fast, or "
-                    "deal their images out to several.",
+                    "distribute their images to several.",
         epilog=f"Without PART: {' and '.join(DEFAULT_PARTS)} into {DEFAULT_OUT}, with --split into {FOLDER}/.")
     parser.add_argument("parts", nargs="*", metavar="PART", help="parquet files with the same columns, in order "
                         f"(default: {' and '.join(DEFAULT_PARTS)})")
@@ -32,8 +32,8 @@ def build_parser() -> ArgumentParser:
                         f"--split {FOLDER})")
     parser.add_argument("--split", type=proportions, metavar="TRAIN,VAL[,TEST]",
                         help="shares of the images, as in 0.95,0.05; no image is in two of the files")
-    parser.add_argument("--overwrite", action="store_true", help="with --split: replace existing files")
-    parser.add_argument("--seed", type=at_least(0), default=0, metavar="K",
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+    parser.add_argument("--seed", type=seed, default=0, metavar="K",
                         help="seed of --split (default: %(default)s)")
     return parser
 
@@ -48,9 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     parts, outs, shares = args.parts or DEFAULT_PARTS, [args.out or DEFAULT_OUT], [1.0]
     if args.split:
         outs, shares = split_files(args.out or FOLDER), args.split
-        there = [out for out, share in zip(outs, shares, strict=True) if share and os.path.exists(out)]
-        if there and not args.overwrite:
-            raise UsageError(f"--out: {there[0]} is there already; choose another place, or --overwrite")
+    refuse_existing([out for out, share in zip(outs, shares, strict=True) if share], args.overwrite)
 
     from data.prepare.merging import merge
 

@@ -22,7 +22,7 @@ from data.parquet_rows import ROWS_PER_GROUP
 from data.prepare.scenes import draw_infrared, draw_mask, draw_visible, make_scene, pick_expression, sentence
 from utils.errors import run
 from utils.files import replacing
-from utils.flags import SPLITS, ArgumentParser, at_least, make_folder
+from utils.flags import SPLITS, ArgumentParser, at_least, make_folder, refuse_existing, seed
 from utils.progress import progress_bar
 from utils.text import counted
 
@@ -77,10 +77,12 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--out", required=True, default=argparse.SUPPRESS, metavar="DIR",
                         help="folder to write to; created if missing")
     for split, rows in zip(SPLITS, (1500, 128, 128), strict=True):
-        parser.add_argument(f"--{split}", type=at_least(1), default=rows, metavar="N",
+        parser.add_argument(f"--{split}", type=at_least(1, most=10**7), default=rows, metavar="N",
                             help=f"rows in mm_ris_{split}.parquet")
-    parser.add_argument("--size", type=at_least(48), default=96, metavar="S", help="side of the images, pixels")
-    parser.add_argument("--seed", type=at_least(0), default=0, metavar="K",
+    parser.add_argument("--size", type=at_least(48, most=4096), default=96, metavar="S",
+                        help="side of the images, pixels")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
+    parser.add_argument("--seed", type=seed, default=0, metavar="K",
                         help="seed; the same seed gives the same bytes")
     return parser
 
@@ -88,13 +90,13 @@ def build_parser() -> ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
     make_folder(args.out, "--out")
-    sentences = []
-    for split in SPLITS:
-        path = os.path.join(args.out, f"mm_ris_{split}.parquet")
+    sentences, folder = [], os.path.join(args.out, "bert")
+    paths = [os.path.join(args.out, f"mm_ris_{split}.parquet") for split in SPLITS]
+    refuse_existing([*paths, folder], args.overwrite)
+    for split, path in zip(SPLITS, paths, strict=True):
         count = getattr(args, split)
         sentences += write_split(path, split, count, args.size, args.seed)
         print(f"wrote {path}: {counted(count, 'row')}")
-    folder = os.path.join(args.out, "bert")
     write_tiny_bert(folder, sentences, args.seed, dropout=0.0)  # a few epochs from random weights: nothing to overfit
     print(f"wrote {folder}: a tiny BERT with random weights")
 

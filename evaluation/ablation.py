@@ -1,4 +1,4 @@
-"""Does the text steer the fusion? The same model with the true sentence, that of another sample, and an empty one."""
+"""How far the text steers the fusion: the same model with the true sentence, another sample's, and an empty one."""
 import torch
 
 from utils import distributed
@@ -10,7 +10,7 @@ SENTENCES = ("true", "swapped", "empty")
 
 
 class TextAblation:
-    """Collects, for each sample, what other sentences make of it.
+    """Collects, for each sample, the model's results with other sentences.
 
     Attributes:
         counts: (N, 2, 5) int64 pixel counts by row, for the swapped and the empty sentence.
@@ -20,7 +20,7 @@ class TextAblation:
 
     Args:
         swapped: the other sample's sentence for each row.
-        predict: called as `predict(batch, sentences)`, gives the model's output for the batch with other sentences.
+        predict: called as `predict(batch, sentences)`, returns the model's output for the batch with these sentences.
     """
 
     def __init__(self, swapped: list[str], predict):
@@ -77,7 +77,7 @@ def change(fused: torch.Tensor, other: torch.Tensor, target: torch.Tensor) -> to
     return torch.stack(parts, dim=1)
 
 
-def table(summary: dict[str, dict[str, float | None]]) -> str:
+def ablation_table(summary: dict[str, dict[str, float | None]]) -> str:
     """`TextAblation.summary` as aligned lines for the terminal."""
     lines = [f"{'sentence':<9}{'mIoU':>8}{'oIoU':>8}{'change inside':>15}{'outside':>9}"]
     for name, values in summary.items():

@@ -1,7 +1,7 @@
-"""How good is a fused image? Ten metrics on 8-bit lumas, no reference but the two sources.
+"""Quality of fused images: ten metrics on 8-bit lumas, with the two sources as the only reference.
 
 The definitions are those of the public benchmarks of infrared and visible fusion. MI, VIF and SSIM are sums over the
-two sources, CC is their mean; more is taken for better in all of them.
+two sources, CC is their mean; for each of them, higher counts as better.
 """
 import io
 
@@ -60,13 +60,13 @@ def fusion_metrics(fused: np.ndarray, visible: np.ndarray, infrared: np.ndarray)
 
 
 def baselines(visible: np.ndarray, infrared: np.ndarray) -> dict[str, np.ndarray]:
-    """What fuses without a network: `average` (v + i + 1) // 2 and `maximum`, (h, w) uint8 as the sources."""
+    """Fusion without a network: `average` (v + i + 1) // 2 and `maximum`, (h, w) uint8 as the sources."""
     average = (visible.astype(np.uint16) + infrared + 1) // 2
     return {"average": average.astype(np.uint8), "maximum": np.maximum(visible, infrared)}
 
 
 class FusionMeter:
-    """Collects the metrics of an evaluation's fused images, and of the baselines beside them.
+    """Collects the metrics of an evaluation's fused images and of the baselines.
 
     Attributes:
         values: (N, 3, 10) float64 by row, IMAGES and NAMES; 0 in rows that were not added.
@@ -80,7 +80,7 @@ class FusionMeter:
         self._pair = self._baselines = None
 
     def add(self, batch: dict, output) -> None:
-        """Measure a batch that was loaded with `lumas`, and the model's output for it, as JPEG leaves it on disk."""
+        """Measure the model's output for a batch loaded with `lumas`, after JPEG compression as in the files."""
         for i, row in enumerate(batch["row"].tolist()):
             visible, infrared = batch["lumas"][i]
             fused = resize(to_image(output.fused[i]), visible.shape[::-1])
@@ -89,7 +89,7 @@ class FusionMeter:
             self.values[row] = torch.tensor([[of[name] for name in NAMES] for of in measured], dtype=torch.float64)
 
     def _of_baselines(self, *pair: np.ndarray) -> list[dict[str, float]]:
-        """Kept for the next row, which is often another sentence on the same pair."""
+        """Metrics of the baselines; kept for the next row, which is often another sentence about the same pair."""
         if self._pair is None or not all(map(np.array_equal, self._pair, pair)):
             self._pair = pair
             self._baselines = [fusion_metrics(image, *pair) for image in baselines(*pair).values()]
@@ -110,7 +110,7 @@ class FusionMeter:
                 for image, line in zip(IMAGES, means, strict=True)}
 
 
-def table(summary: dict[str, dict[str, float | None]]) -> str:
+def fusion_table(summary: dict[str, dict[str, float | None]]) -> str:
     """`FusionMeter.summary` as aligned lines for the terminal."""
     lines = [["", *NAMES]] + [[image, *("-" if values[name] is None else f"{values[name]:.3f}" for name in NAMES)]
                               for image, values in summary.items()]
@@ -134,7 +134,7 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _edges(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Strength, and orientation in (−π/2, π/2] with y upwards, of Sobel's edges; black around the image."""
+    """Strength, and orientation in (−π/2, π/2] with y upwards, of Sobel edges; black outside the image."""
     gx = cv2.Sobel(image, cv2.CV_64F, 1, 0, borderType=cv2.BORDER_CONSTANT)
     gy = -cv2.Sobel(image, cv2.CV_64F, 0, 1, borderType=cv2.BORDER_CONSTANT)
     slope = np.divide(gy, gx, out=np.full_like(gx, np.inf), where=gx != 0)
@@ -158,7 +158,7 @@ def _edge_preservation(fused: np.ndarray, *sources: np.ndarray) -> float:
 def _vif(fused: np.ndarray, source: np.ndarray) -> float:
     if min(fused.shape) < SMALLEST_VIF:
         return np.nan
-    # VIF is made of variances, which a common offset leaves alone; around 0, float32 rounds them ten times less.
+    # VIF depends on variances alone, which a common offset does not change; around 0, float32 rounds them less.
     return visual_information_fidelity(_tensor(fused - 128), _tensor(source - 128)).item()
 
 

@@ -1,14 +1,17 @@
 """Segmentation metrics of referring expressions, from four pixel counts per sample."""
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from .ratios import generalised_scores, iou_of, precisions
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def pixel_counts(logits: Tensor, target: Tensor) -> Tensor:
-    """What every metric is made of.
+    """The pixel counts of each sample from which all metrics follow.
 
     Args:
         logits: (B, 2, H, W); the prediction is argmax over the classes.
@@ -24,9 +27,8 @@ def pixel_counts(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def sample_iou(counts: Tensor) -> Tensor:
-    """(N, 5) counts to (N,) float64 IoU in [0, 1]; 0 where the union is empty."""
-    intersection, union = counts[:, 0].double(), counts[:, 1].double()
-    return torch.where(union > 0, intersection / union.clamp(min=1), 0.0)
+    """(N, 5) counts on the CPU to (N,) float64 IoU in [0, 1]; 0 where the union is empty."""
+    return torch.from_numpy(iou_of(*counts[:, :2].T.numpy()))
 
 
 def summarise(counts: Tensor, thresholds=THRESHOLDS) -> dict[str, float]:
@@ -53,23 +55,38 @@ def summarise(counts: Tensor, thresholds=THRESHOLDS) -> dict[str, float]:
         "Precision": ratio(intersection, predicted),
         "Recall": ratio(intersection, truth),
         "F1": ratio(2 * intersection, predicted + truth),
-        **{f"precision@{t:g}": float(100 * (iou >= t).double().mean()) for t in thresholds},
+        **{name: float(100 * hits.mean()) for name, hits in precisions(iou.numpy(), thresholds).items()},
         "num_samples": len(counts),
     }
 
 
+def no_target_metrics(counts: Tensor, has_object: np.ndarray) -> dict[str, float]:
+    """Metrics of generalised referring segmentation, in percent, for sets with sentences that refer to nothing.
+
+    Args:
+        counts: (N, 5) as for `summarise`.
+        has_object: (N,) bool, False for at least one sample.
+    Returns:
+        `gIoU` mean of `ratios.generalised_scores`; `N-acc` share of the sentences that refer to nothing for which
+        nothing is predicted; `num_no_target` the number of these sentences.
+    """
+    scores = generalised_scores(counts[:, 2].numpy(), sample_iou(counts).numpy(), has_object)
+    return {"gIoU": float(100 * scores.mean()), "N-acc": float(100 * scores[~has_object].mean()),
+            "num_no_target": int((~has_object).sum())}
+
+
 def usable_rows(counts: Tensor) -> Tensor:
-    """(N, 5) counts by row to the rows that were evaluated, (M,) int64: the others count no pixels at all."""
+    """The rows that were evaluated, (M,) int64, from (N, 5) counts by row: the others have no pixels at all."""
     return counts[:, 4].nonzero().flatten()
 
 
 def defined(value: float) -> float | None:
-    """`value`, or None for NaN, which JSON does not know."""
+    """`value`, or None for NaN, which JSON cannot represent."""
     return None if math.isnan(value) else value
 
 
-def table(metrics: dict[str, float], intervals: dict[str, tuple[float, float]] | None = None) -> str:
-    """The metrics as aligned lines, two decimals, for the terminal; behind them their intervals where there are any."""
+def metrics_table(metrics: dict[str, float], intervals: dict[str, tuple[float, float]] | None = None) -> str:
+    """The metrics as aligned lines for the terminal, with two decimals, each followed by its interval if it has one."""
     width = max(map(len, metrics))
     lines = []
     for name, value in metrics.items():

@@ -1,42 +1,109 @@
-"""What `predict.py` leaves for a pair of images and a sentence: four pictures, and what they show in words."""
+"""What `predict.py` leaves for a pair of images and a sentence: pictures, and where the object is in words."""
+from typing import NamedTuple
+
+import cv2
 import numpy as np
 from PIL import Image
 
-from utils.draw import outlined, overlay, panel
+from utils.draw import PNG_LEVEL, outlined, overlay, panel, panel_cell, resize
 from utils.files import replacing
+from utils.flags import PICTURE_KINDS
+from utils.text import counted
 
-KINDS = ("fused", "mask", "overlay", "panel")
+SMALLEST_PART = 0.01  # of the mask's pixels; smaller connected parts are specks, which get no box of their own
+MOST_PARTS = 10  # that are described
 
 
-def write_prediction(pair, text: str, prediction, stem: str) -> list[str]:
-    """Write `{stem}-fused.png` and so on, for each of KINDS.
+class Part(NamedTuple):
+    """A connected part of a mask: its bounding box, inclusive, in pixels, and its number of pixels."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    pixels: int
+
+
+def write_prediction(pair, text: str, prediction, stem: str, kinds=PICTURE_KINDS, suffix: str = "png") -> list[str]:
+    """Write `{stem}-fused.png` and so on.
 
     Args:
         pair: a `predictor.Pair`.
         text: the sentence.
         prediction: the `predictor.Prediction` for both.
         stem: path without kind and suffix.
+        kinds: which of PICTURE_KINDS to write. The panel shows the other pictures, at most `draw.WIDEST_PANEL` wide.
+        suffix: `png`, or `jpg` for JPEG files of quality 95. A mask is PNG in any case: JPEG would blur its edges.
     Returns:
         The paths of the pictures.
     Raises:
         InputError: one cannot be written.
     """
-    fused, mask = prediction.fused, prediction.mask
-    page = panel(text, {"visible": pair.visible, "infrared": pair.infrared, "fused": fused,
-                        "prediction": outlined(fused, mask)})
-    pictures = (fused, mask.astype(np.uint8) * 255, overlay(fused, mask), page)
-    paths = [f"{stem}-{kind}.png" for kind in KINDS]
-    for path, picture in zip(paths, pictures, strict=True):
-        with replacing(path) as temporary:
-            Image.fromarray(picture).save(temporary, "PNG")
+    draw = {"fused": lambda: prediction.fused, "mask": lambda: prediction.mask.astype(np.uint8) * 255,
+            "overlay": lambda: overlay(prediction.fused, prediction.mask),
+            "panel": lambda: prediction_panel(pair, text, prediction)}
+    paths = []
+    for kind in kinds:
+        kind_suffix = "png" if kind == "mask" else suffix
+        path = f"{stem}-{kind}.{kind_suffix}"
+        options = {"format": "PNG", "compress_level": PNG_LEVEL} if kind_suffix == "png" else {
+            "format": "JPEG", "quality": 95}
+        with replacing(path, durable=False) as temporary:
+            Image.fromarray(draw[kind]()).save(temporary, **options)
+        paths.append(path)
     return paths
 
 
+def prediction_panel(pair, text: str, prediction) -> np.ndarray:
+    """Both images, the fused one and the prediction on a page, (H, W, 3) uint8; arguments as in `write_prediction`."""
+    height, width = prediction.mask.shape
+    cell = panel_cell((width, height), 4)
+    visible, infrared, fused, mask = (image if cell == (width, height) else resize(image, cell) for image in (
+        pair.visible, pair.infrared, prediction.fused, prediction.mask))
+    found = "prediction" if prediction.mask.any() else "prediction: nothing found"
+    return panel(text, {"visible": visible, "infrared": infrared, "fused": fused, found: outlined(fused, mask)})
+
+
+def parts(mask: np.ndarray) -> tuple[Part | None, list[Part], int]:
+    """Where the object is.
+
+    Pixels that touch, also at a corner, are connected.
+
+    Args:
+        mask: (h, w) bool.
+    Returns:
+        The whole, None if the mask is empty; its connected parts, largest first, without those of fewer than
+        SMALLEST_PART of its pixels; and the number of parts left out.
+    """
+    _, _, boxes, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    found = [Part(left, top, left + width - 1, top + height - 1, pixels)
+             for left, top, width, height, pixels in boxes[1:].tolist()]  # the first is the background
+    if not found:
+        return None, [], 0
+    pixels = sum(part.pixels for part in found)
+    whole = Part(min(part.left for part in found), min(part.top for part in found),
+                 max(part.right for part in found), max(part.bottom for part in found), pixels)
+    large = sorted((part for part in found if part.pixels >= SMALLEST_PART * pixels), key=lambda part: -part.pixels)
+    return whole, large, len(found) - len(large)
+
+
 def describe(mask: np.ndarray) -> str:
-    """Share and bounding box of a (h, w) bool mask, in words."""
-    if not mask.any():
+    """Share and bounding box of a (h, w) bool mask in words, and if it has several parts, a line for each of them."""
+    whole, large, specks = parts(mask)
+    if whole is None:
         return "nothing found"
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    (left, right), (top, bottom) = columns[[0, -1]], rows[[0, -1]]
-    return (f"{100 * mask.mean():.2f} % of the image, box x {left} to {right}, y {top} to {bottom} "
-            f"({right - left + 1}×{bottom - top + 1} px)")
+    lines = [f"{100 * mask.mean():.2f} % of the image, box {_box(whole)}"]
+    if len(large) + specks > 1:
+        lines += [f"  part {number}: {100 * part.pixels / mask.size:.2f} %, box {_box(part)}"
+                  for number, part in enumerate(large[:MOST_PARTS], start=1)]
+        if len(large) > MOST_PARTS:
+            lines.append(f"  and {counted(len(large) - MOST_PARTS, 'smaller part')}")
+        if specks:
+            lines.append(f"  without {counted(specks, 'speck')}, each below {100 * SMALLEST_PART:g} % of the "
+                         "predicted pixels")
+    return "\n".join(lines)
+
+
+def _box(part: Part) -> str:
+    return (f"x {part.left} to {part.right}, y {part.top} to {part.bottom} "
+            f"({part.right - part.left + 1}×{part.bottom - part.top + 1} px)")

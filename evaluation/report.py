@@ -1,4 +1,4 @@
-"""report.html: an evaluation on one page that needs nothing beside it, neither files nor network."""
+"""report.html: an evaluation on one page that needs neither other files nor a network."""
 import base64
 import io
 import os
@@ -7,7 +7,8 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from utils.draw import PANELS, resize
+from utils.draw import TITLES, resize
+from utils.files import replacing
 
 LONGEST_SIDE = 360  # of a picture, pixels
 LONGEST_SENTENCE = 300  # characters
@@ -33,13 +34,14 @@ def pick_samples(iou: np.ndarray, rows: np.ndarray, each: int = EACH) -> dict[st
     return {kind: chosen for kind, chosen in kinds.items() if chosen}
 
 
-def panel(sentence: str, iou: float, index: int, name: str, pictures: list[np.ndarray], size: tuple[int, int]) -> dict:
+def sample_entry(sentence: str, iou: float, index: int, name: str, pictures: list[np.ndarray],
+                 size: tuple[int, int]) -> dict:
     """What the page shows of one sample.
 
     Args:
         sentence, name: any text; the page escapes it.
         iou: a fraction.
-        pictures: those of PANELS, (S, S, 3) uint8.
+        pictures: those of TITLES, (S, S, 3) uint8.
         size: (width, height) of the original image, whose proportions the pictures get.
     """
     scale = LONGEST_SIDE / max(size)
@@ -48,11 +50,11 @@ def panel(sentence: str, iou: float, index: int, name: str, pictures: list[np.nd
         sentence = sentence[:LONGEST_SENTENCE] + "…"
     return {"sentence": sentence, "iou": iou, "index": index, "name": name,
             "pictures": [(title, *size, data_uri(resize(picture, size)))
-                         for title, picture in zip(PANELS, pictures, strict=True)]}
+                         for title, picture in zip(TITLES, pictures, strict=True)]}
 
 
 def data_uri(image: np.ndarray) -> str:
-    """(h, w, 3) uint8 as the address of a JPEG picture that carries its own data."""
+    """(h, w, 3) uint8 as a `data:` address of a JPEG picture."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
@@ -64,21 +66,25 @@ def histogram(iou: np.ndarray) -> list[tuple[float, float, int]]:
     return list(zip(edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), strict=True))
 
 
-def write_report(path: str, metrics: dict, iou: np.ndarray, samples: dict[str, list[dict]]) -> None:
+def write_report(path: str, metrics: dict, iou: np.ndarray, samples: dict[str, list[dict]], notes: list[str] = ()
+                 ) -> None:
     """Write the page.
 
     Args:
         path: of the HTML file.
         metrics: what `metrics.json` holds.
         iou: (M,) IoU of the rows that were evaluated, fractions.
-        samples: {"best": panels, ...}, the panels from `panel`.
+        samples: {"best": entries, ...}, the entries from `sample_entry`.
+        notes: sentences about the samples.
+    Raises:
+        InputError: it cannot be written.
     """
     environment = Environment(loader=FileSystemLoader(os.path.dirname(__file__)), autoescape=True,
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     with_intervals = list(metrics["intervals_95"])
     page = environment.get_template("report.html.jinja").render(
-        metrics=metrics, bins=histogram(iou), median=float(np.median(iou)), samples=samples,
+        metrics=metrics, bins=histogram(iou), median=float(np.median(iou)), samples=samples, notes=notes,
         heads=list(dict.fromkeys([*with_intervals[:3], with_intervals[-1]])),
         percentages=[name for name, value in metrics.items() if isinstance(value, float)])
-    with open(path, "w", encoding="utf-8", errors="replace") as file:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", errors="replace") as file:
         file.write(page)

@@ -2,6 +2,6 @@
 from .architecture import Architecture
 from .build import build_criterion, build_from_checkpoint, build_model
 from .losses import LossWeights
-from .ris_fusion import Output
+from .ris_fusion import INPUTS, Output
 
-__all__ = ["Architecture", "LossWeights", "Output", "build_criterion", "build_from_checkpoint", "build_model"]
+__all__ = ["INPUTS", "Architecture", "LossWeights", "Output", "build_criterion", "build_from_checkpoint", "build_model"]

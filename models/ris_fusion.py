@@ -1,10 +1,12 @@
 """The joint model: text encoder, fuser and segmenter in one forward pass."""
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .fuser import EncodedPair
+from .fuser import EncodedPair, UNetFuser
+from .lavt import LAVT
 
+INPUTS = ("vis", "ir", "input_ids", "attention_mask")  # of the model, in this order; their names in a batch
 
 class Output(NamedTuple):
     """The model's results for a batch."""
@@ -20,13 +22,13 @@ class RISFusion(nn.Module):
 
     Args:
         text_encoder: a `transformers.BertModel` without pooler.
-        fuser: a `UNetFuser`.
-        segmenter: a `LAVT`; None for fusion alone.
+        fuser: fuses the two images.
+        segmenter: None for fusion alone.
     """
 
-    def __init__(self, text_encoder: nn.Module, fuser: nn.Module, segmenter: nn.Module | None):
+    def __init__(self, text_encoder: nn.Module, fuser: UNetFuser, segmenter: LAVT | None):
         super().__init__()
-        self.text_encoder = text_encoder
+        self.text_encoder: Any = text_encoder  # its type is known to bert/ alone
         self.fuser = fuser
         self.segmenter = segmenter
         self.frozen: list[nn.Module] = []
@@ -71,7 +73,7 @@ class RISFusion(nn.Module):
         """
         # A mask with a row for each query, because transformers inspects one with a single row for whether it masks
         # anything, which waits for the GPU.
-        visible_words = attention_mask.bool()[:, None, None, :].expand(-1, -1, attention_mask.shape[1], -1)
-        text = self.text_encoder(input_ids, attention_mask=visible_words).last_hidden_state
+        unmasked = attention_mask.bool()[:, None, None, :].expand(-1, -1, attention_mask.shape[1], -1)
+        text = self.text_encoder(input_ids, attention_mask=unmasked).last_hidden_state
         fused = self.fuser.decode(pair, text, attention_mask)
         return Output(fused, None if self.segmenter is None else self.segmenter(fused, text, attention_mask))

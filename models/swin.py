@@ -10,6 +10,8 @@ from timm.models import swin_transformer
 from timm.models.swin_transformer import PatchMerging, window_partition, window_reverse
 from torch import Tensor, nn
 
+from utils.sizes import SMALLEST_SIDE, TOO_SMALL
+
 from .architecture import SwinSize
 from .pwam import PWAM
 
@@ -26,6 +28,8 @@ class WindowAttention(swin_transformer.WindowAttention):
         window: side of the windows.
     """
 
+    relative_position_index: Tensor  # (N, N) int64, N positions in a window
+
     def __init__(self, dim: int, num_heads: int, window: int):
         super().__init__(dim, num_heads, window_size=window)
         index = self.relative_position_index
@@ -38,18 +42,18 @@ class WindowAttention(swin_transformer.WindowAttention):
         bias = self.relative_position_bias_table.index_select(0, index.flatten())
         return bias.unflatten(0, index.shape).permute(2, 0, 1)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:  # type: ignore[override]  # timm takes an optional mask
         """Attend within each window.
 
         Args:
             x: (B·W, N, dim), the W windows of each of B maps.
-            mask: (1, heads, N, N) or (W, heads, N, N), added to the scores.
+            bias: (1, heads, N, N) or (W, heads, N, N), added to the scores.
         Returns:
             (B·W, N, dim).
         """
         query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        mask = mask.expand(len(x) // len(mask), *mask.shape).flatten(0, 1)  # the same for every map
-        x = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        bias = bias.expand(len(x) // len(bias), *bias.shape).flatten(0, 1)  # the same for every map
+        x = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         return self.proj(x.transpose(1, 2).flatten(2))
 
 
@@ -83,14 +87,14 @@ class SwinBlock(nn.Module):
         padded_height, padded_width = x.shape[1:3]
         x = x.roll((-self.shift, -self.shift), dims=(1, 2))
         x = window_partition(x, window).flatten(1, 2)
-        x = self.attn(x, self.attention_mask(padded_height, padded_width))
+        x = self.attn(x, self.score_bias(padded_height, padded_width))
         x = window_reverse(x.unflatten(1, window), window, padded_height, padded_width)
         x = x.roll((self.shift, self.shift), dims=(1, 2))
         x = x[:, :height, :width]
         x = shortcut + self.drop_path(x)
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
-    def attention_mask(self, height: int, width: int) -> Tensor:
+    def score_bias(self, height: int, width: int) -> Tensor:
         """What is added to the scores: position bias, and with a shift −100 between different regions.
 
         Args:
@@ -208,9 +212,8 @@ class LanguageSwin(nn.Module):
         Raises:
             ValueError: the last stage would be a single position, over which InstanceNorm cannot normalise.
         """
-        if max(image.shape[-2:]) <= 32:
-            raise ValueError(f"an image of {image.shape[-2]}×{image.shape[-1]} px is too small: at 32 px and below the "
-                             "last stage is a single position, on which InstanceNorm cannot work")
+        if max(image.shape[-2:]) < SMALLEST_SIDE:
+            raise ValueError(f"an image of {image.shape[-2]}×{image.shape[-1]} px is too small: {TOO_SMALL}")
         mask = mask.to(text.dtype)
         x = self.patch_embed(image)
         features = []

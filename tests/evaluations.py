@@ -13,12 +13,15 @@ from PIL import Image
 
 
 def write_wide_scenes(scenes: Path, path: Path) -> Path:
-    """The test scenes with images of 100×70 px, without `index`, one of them with a name that points elsewhere."""
+    """The test scenes with images of 100×70 px, without `index`, the first with a name that points elsewhere."""
     rows = pq.read_table(scenes / "mm_ris_test.parquet").to_pylist()
-    for row in rows:
+    for number, row in enumerate(rows):
         for column in ("visible_image", "infrared_image"):
             buffer = io.BytesIO()
-            Image.open(io.BytesIO(row[column])).convert("RGB").resize((100, 70)).save(buffer, "PNG")
+            image = Image.open(io.BytesIO(row[column])).convert("RGB").resize((100, 70))
+            if number == 0:  # another name, another picture
+                image.paste("white", (0, 0, 9, 9))
+            image.save(buffer, "PNG")
             row[column] = buffer.getvalue()
         mask = np.asarray(Image.fromarray(np.load(io.BytesIO(row["segmentation"])) * 255).resize((100, 70), 0))
         buffer = io.BytesIO()

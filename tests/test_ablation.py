@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from evaluation.ablation import TextAblation, change, table
+from evaluation.ablation import TextAblation, ablation_table, change
 from models import Output
 from utils.color import standardise
 
@@ -47,4 +47,4 @@ def test_every_sentence_is_scored_against_the_same_object():
     assert summary["true"] == {"mIoU": 100.0, "oIoU": 100.0, "change_inside": 0.0, "change_outside": 0.0}
     assert summary["swapped"] == pytest.approx({"mIoU": 0, "oIoU": 0, "change_inside": 0, "change_outside": 0})
     assert summary["empty"] == pytest.approx({"mIoU": 0, "oIoU": 0, "change_inside": 8, "change_outside": 8}, abs=1e-3)
-    assert table(summary).splitlines()[3].split() == ["empty", "0.00", "0.00", "8.00", "8.00"]
+    assert ablation_table(summary).splitlines()[3].split() == ["empty", "0.00", "0.00", "8.00", "8.00"]

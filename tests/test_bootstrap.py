@@ -2,7 +2,8 @@
 import numpy as np
 import pytest
 
-from evaluation.bootstrap import compare, intervals, segmentation_ratios
+from evaluation.bootstrap import intervals, paired_intervals
+from evaluation.ratios import segmentation_ratios
 
 
 def samples(images: int, sentences: int = 1, shift: float = 0.0, seed: int = 0):
@@ -42,22 +43,20 @@ def test_more_sentences_on_the_same_images_do_not_make_it_surer():
     assert width(images) == pytest.approx(3 * width(np.arange(len(images))), rel=0.15)
 
 
-def test_many_images_are_drawn_in_chunks_of_the_same_result(monkeypatch):
+def test_many_images_are_drawn_in_chunks_of_the_same_result():
     intersection, union, images = samples(50)
     ratios = segmentation_ratios(intersection, union, ())
-    whole = intervals(ratios, images, seed=0)
-    monkeypatch.setattr("evaluation.bootstrap.CHUNK_CELLS", 500)
-    assert intervals(ratios, images, seed=0) == whole
+    assert intervals(ratios, images, seed=0, chunk_cells=500) == intervals(ratios, images, seed=0)
 
 
 def test_two_equal_runs_do_not_differ():
     ratios = segmentation_ratios(*samples(20)[:2], ())
-    assert compare(ratios, ratios, samples(20)[2], seed=0)["mIoU"] == (0.0, 0.0, 1.0)
+    assert paired_intervals(ratios, ratios, samples(20)[2], seed=0)["mIoU"] == (0.0, 0.0, 1.0)
 
 
 def test_a_small_but_steady_gain_is_seen_because_the_samples_are_paired():
     a, b = (segmentation_ratios(*samples(50, shift=shift)[:2], ()) for shift in (0, 0.01))
-    low, high, p = compare(a, b, samples(50)[2], seed=0)["mIoU"]
+    low, high, p = paired_intervals(a, b, samples(50)[2], seed=0)["mIoU"]
     assert low == pytest.approx(0.01, abs=1e-3) and high == pytest.approx(0.01, abs=1e-3)
     assert p < 0.001
     apart = [intervals(ratios, samples(50)[2], seed=0)["mIoU"] for ratios in (a, b)]
@@ -67,8 +66,8 @@ def test_a_small_but_steady_gain_is_seen_because_the_samples_are_paired():
 def test_which_run_comes_first_does_not_matter():
     a, b = (segmentation_ratios(*samples(40, seed=seed)[:2], ()) for seed in (0, 5))
     images = samples(40)[2]
-    low, high, p = compare(a, b, images, seed=0)["mIoU"]
-    assert compare(b, a, images, seed=0)["mIoU"] == pytest.approx((-high, -low, p))
+    low, high, p = paired_intervals(a, b, images, seed=0)["mIoU"]
+    assert paired_intervals(b, a, images, seed=0)["mIoU"] == pytest.approx((-high, -low, p))
 
 
 def test_unlike_runs_of_equal_quality_are_rarely_called_different():
@@ -76,5 +75,5 @@ def test_unlike_runs_of_equal_quality_are_rarely_called_different():
     for seed in range(40):
         rng = np.random.default_rng(seed)
         a, b = (segmentation_ratios(rng.integers(0, 1000, 40), np.full(40, 1000), ()) for _ in range(2))
-        called += compare(a, b, images, seed, resamples=1000)["mIoU"][2] < 0.05
+        called += paired_intervals(a, b, images, seed, resamples=1000)["mIoU"][2] < 0.05
     assert called <= 6  # 2 are to be expected

@@ -2,6 +2,7 @@
 import csv
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from data import MMRISDataset, build_parquet
+from data.prepare.shapes import mask_from_polygon, mask_from_rle
 from utils.errors import InputError, UsageError
 
 SCRIPT = Path(__file__).resolve().parent.parent / "data" / "build_parquet.py"
@@ -85,8 +87,8 @@ def test_images_keep_their_bytes_and_masks_match_by_name(folder, capsys):
         assert row["visible_image"] == (folder / "visible" / f"a{number}.jpg").read_bytes()
         assert row["infrared_image"] == (folder / "infrared" / f"a{number}.png").read_bytes()
         np.testing.assert_array_equal(mask_of(row), box(number) > 0)
-    told = capsys.readouterr().out
-    assert "out.parquet: 2 rows, 2 images" in told and "4 images" in told and "the first is a2.jpg" in told
+    said = capsys.readouterr().out
+    assert "out.parquet: 2 rows, 2 images" in said and "4 images" in said and "the first is a2.jpg" in said
 
 
 def test_the_data_set_reads_what_was_built_in_groups_of_16(folder, tiny_bert):
@@ -179,7 +181,7 @@ def test_too_few_images_for_the_parts_are_refused(folder):
     ([("a0", " ")], "line 2: expression is empty"),
     ([("a0", "x", "y")], "line 2: has 3 cells, the first line 2 .*quotation marks"),
 ])
-def test_a_mistake_in_the_table_is_told_with_its_line(folder, rows, reason):
+def test_a_mistake_in_the_table_is_reported_with_its_line(folder, rows, reason):
     message = mistakes_of(write_csv(folder, *rows))
     assert re.search(rf"table.csv, {reason}", message), message
 
@@ -191,7 +193,7 @@ POLYGON = [5, 4, 12, 4, 12, 12]
     ({"expression": "x"}, "image is missing"),
     ({"image": 3, "expression": "x"}, "image must be text"),
     ({"image": "a0", "expression": "x", "mask": "lost.png"}, "masks has no picture 'lost.png'"),
-    ({"image": "a0", "expression": "x", "mask": "a0", "polygon": POLYGON}, "has mask and polygon; one"),
+    ({"image": "a0", "expression": "x", "mask": "a0", "polygon": POLYGON}, "has mask and polygon; give one"),
     ({"image": "a0", "expression": "x", "polygon": [1, 2, 3, 4]}, "polygon must have three corners"),
     ({"image": "a0", "expression": "x", "polygon": {"x": 1}}, "polygon must be a list of coordinates"),
     ({"image": "a0", "expression": "x", "polygon": [1e9, 2, 3, 4, 5, 6]}, "far outside the image of 32 x 24"),
@@ -202,10 +204,10 @@ POLYGON = [5, 4, 12, 4, 12, 12]
     ({"image": "small", "expression": "x", "mask": "a0"}, "has 32 x 24 pixels, but .* has 8 x 8"),
     ({"image": "text", "expression": "x", "mask": "a0"}, "text.jpg cannot be decoded as an image"),
     ({"image": "cut", "expression": "x", "mask": "a0"}, "cut.jpg cannot be decoded as an image"),
-    ({"image": "alone", "expression": "x", "mask": "a0"}, "infrared has no picture 'alone'"),
+    ({"image": "alone", "expression": "x", "mask": "a0"}, "infrared has no picture 'alone.jpg'"),
     ({"image": "twice", "expression": "x", "mask": "a0"}, "several pictures of this name: twice.jpg, twice.png"),
 ])
-def test_a_mistake_in_an_entry_is_told_with_its_number(folder, entry, reason):
+def test_a_mistake_in_an_entry_is_reported_with_its_number(folder, entry, reason):
     visible = folder / "visible"
     Image.new("RGB", (8, 8)).save(visible / "small.jpg")
     (visible / "text.jpg").write_text("not an image")
@@ -218,7 +220,7 @@ def test_a_mistake_in_an_entry_is_told_with_its_number(folder, entry, reason):
     assert re.search(f"table.json, entry 2: .*{reason}.*; nothing was written$", message), message
 
 
-def test_all_mistakes_are_told_at_once_up_to_twenty(folder):
+def test_all_mistakes_are_reported_at_once_up_to_twenty(folder):
     table = write_csv(folder, *[(f"b{number}", "x") for number in range(30)])
     message = mistakes_of(table)
     assert message.startswith("30 mistakes; nothing was written") and "line 21" in message
@@ -240,16 +242,172 @@ def test_a_table_that_cannot_be_used_is_refused(folder, name, content, reason):
     assert reason in mistakes_of(folder / name)
 
 
-def test_what_looks_odd_is_built_and_told(folder, capsys):
+def test_what_looks_odd_is_built_and_said(folder, capsys):
     Image.new("L", (8, 8)).save(folder / "infrared" / "a0.png")
     Image.fromarray(box(0) * 0).save(folder / "masks" / "a1.png")
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.new("RGB", (WIDTH, HEIGHT)).save(folder / "visible" / "a2.jpg", exif=turned)
     assert len(build(write_csv(folder, ("a0", "x"), ("a1", "y"), ("a2", "z")))) == 3
-    told = capsys.readouterr().out
-    assert "another size than the visible one: " in told and "the mask is empty: " in told
-    assert "line 3" in told and "EXIF" in told
+    said = capsys.readouterr().out
+    assert "another size than the visible one: " in said and "the mask is empty: " in said
+    assert "line 3" in said and "EXIF" in said
+
+
+def encoded_mask(kind):
+    """The mask of the box as annotation tools write it."""
+    mask = box(2) // 255
+    if kind == "alpha":
+        return Image.fromarray(np.dstack([np.full((HEIGHT, WIDTH, 3), 255, np.uint8), mask * 255]))
+    if kind == "palette":
+        palette = Image.fromarray(mask, "P")
+        palette.putpalette([70, 130, 180, 220, 20, 60] + [0] * 762)
+        return palette
+    if kind == "colours":
+        return Image.fromarray(mask[..., None] * np.array([0, 64, 128], np.uint8))
+    bordered = mask.copy()
+    bordered[2:14, 3:14][mask[2:14, 3:14] == 0] = 255
+    return Image.fromarray(bordered)
+
+
+@pytest.mark.parametrize("kind", ["alpha", "palette", "colours", "border", "border.npy"])
+def test_masks_of_annotation_tools_give_the_object(folder, kind, capsys):
+    path = folder / "masks" / f"b.{'npy' if kind.endswith('npy') else 'png'}"
+    if kind.endswith("npy"):
+        np.save(path, np.asarray(encoded_mask("border")))
+    else:
+        encoded_mask(kind).save(path)
+    row = build(write_csv(folder, ("a2", "it", path.name), header=("image", "expression", "mask")))[0]
+    np.testing.assert_array_equal(mask_of(row), box(2) > 0)
+    said = capsys.readouterr().out
+    assert ("a border, which is not counted" in said) == ("border" in kind)
+    assert ("its alpha channel is the mask" in said) == (kind == "alpha")
+
+
+def test_a_mask_of_the_whole_picture_and_one_picture_twice_are_pointed_out(folder, capsys):
+    Image.new("L", (WIDTH, HEIGHT), 255).save(folder / "masks" / "a0.png")
+    (folder / "infrared" / "a1.png").write_bytes((folder / "visible" / "a1.jpg").read_bytes())
+    (folder / "infrared" / "a2.png").write_bytes((folder / "visible" / "a3.jpg").read_bytes())
+    assert len(build(write_csv(folder, ("a0", "x"), ("a1", "y"), ("a2", "z")))) == 3
+    said = capsys.readouterr().out
+    assert "note: the mask covers the whole image: " in said and "line 2" in said
+    assert "are the same picture" in said and "a1.png" in said
+    assert "in false colours" in said and "a2.png" in said
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("first", ["", "sep={}\r\n"])
+def test_tables_of_spreadsheets_are_read_whatever_separates_their_cells(folder, separator, encoding, first):
+    lines = [separator.join(cells) for cells in (("image", "expression", "notes"), ("a1", '"links, oben; ß"', ""))]
+    (folder / "table.csv").write_bytes((first.format(separator) + "\r\n".join(lines)).encode(encoding))
+    rows = build(folder / "table.csv")
+    assert [row["question"] for row in rows] == ["links, oben; ß"]
+
+
+def coco_file(**changes):
+    corners = [5, 4, 12, 4, 12, 12, 5, 12]
+    return {"images": [{"id": 7, "file_name": "a2.jpg"}], "categories": [{"id": 1, "name": "box"}], "annotations": [
+        {"id": 1, "image_id": 7, "category_id": 1, "caption": "the small box", "segmentation": [corners]},
+        {"id": 2, "image_id": 7, "category_id": 1, "segmentation": coco_rle()} | changes]}
+
+
+def coco_rle():
+    rle = coco.encode(np.asfortranarray(box(2) // 255))
+    return {"size": [HEIGHT, WIDTH], "counts": rle["counts"].decode()}
+
+
+def test_annotations_of_coco_are_read(folder, capsys):
+    (folder / "table.json").write_text(json.dumps(coco_file()))
+    rows = build(folder / "table.json")
+    assert [row["question"] for row in rows] == ["the small box", "box"]
+    for row in rows:
+        np.testing.assert_array_equal(mask_of(row), box(2) > 0)
+    said = capsys.readouterr().out
+    assert "no more than the name of a category or label for 1 object" in said and "annotation 2" in said
+
+
+@pytest.mark.parametrize("changes, reason", [
+    ({"image_id": 8}, "has the image_id 8, which no image has"), ({"image_id": [7]}, "has the image_id"),
+    ({"category_id": 9}, "expression is missing"), ({"segmentation": []}, "has no segmentation")])
+def test_a_mistake_in_annotations_of_coco_is_reported_with_its_number(folder, changes, reason):
+    (folder / "table.json").write_text(json.dumps(coco_file(**changes)))
+    assert f"table.json, annotation 2: {reason}" in mistakes_of(folder / "table.json")
+
+
+def test_a_folder_of_labelme_is_read(folder):
+    (folder / "labels").mkdir()
+    shapes = [{"label": "box", "description": "the small box", "shape_type": "rectangle", "points": [[5, 4], [12, 12]]},
+              {"label": "thing", "shape_type": "polygon", "points": [[5, 4], [12, 4], [12, 12], [5, 12]]}]
+    (folder / "labels" / "a2.json").write_text(json.dumps({"imagePath": "..\\visible\\a2.jpg", "shapes": shapes}))
+    build_parquet.main([str(folder / "labels"), "--out", str(folder / "out.parquet")])
+    rows = pq.read_table(folder / "out.parquet").to_pylist()
+    assert [(row["image_name"], row["question"]) for row in rows] == [("a2.jpg", "the small box"), ("a2.jpg", "thing")]
+    for row in rows:
+        np.testing.assert_array_equal(mask_of(row), box(2) > 0)
+    shapes[1]["shape_type"] = "circle"
+    (folder / "labels" / "a2.json").write_text(json.dumps({"imagePath": "a2.jpg", "shapes": shapes}))
+    with pytest.raises(InputError, match="a2.json, shape 2: is a circle; only polygons"):
+        build_parquet.main([str(folder / "labels"), "--out", str(folder / "out.parquet"), "--overwrite"])
+
+
+def test_names_match_as_in_prediction(folder):
+    for kind, old, new in (("visible", "a2.jpg", "train/F_2_RGB.jpg"), ("infrared", "a2.png", "train/F_2_IR.png"),
+                           ("masks", "a2.png", "train/F_2_mask.png")):
+        (folder / kind / "train").mkdir()
+        (folder / kind / old).rename(folder / kind / new)
+    rows = build(write_csv(folder, ("f_2_rgb", "x"), ("train/F_2_RGB.jpg", "y"), ("A1.JPG", "z")))
+    assert [row["image_name"] for row in rows] == ["train/F_2_RGB.jpg", "train/F_2_RGB.jpg", "a1.jpg"]
+    np.testing.assert_array_equal(mask_of(rows[0]), box(2) > 0)
+    (folder / "infrared" / "train" / "F_2_thermal.png").write_bytes(rows[0]["infrared_image"])
+    (folder / "out.parquet").unlink()
+    message = mistakes_of(write_csv(folder, ("f_2_rgb", "x")))
+    assert "unclear which of these belong together" in message and "F_2_IR.png, train/F_2_thermal.png" in message
+
+
+def test_polygons_and_run_lengths_that_would_crash_or_never_end_are_refused():
+    corners = [[0, 0], [2 * 10**7, 0], [0, 1]] * 3
+    with pytest.raises(ValueError, match="too long for an image of 2000000 x 1"):
+        mask_from_polygon(corners, 1, 2_000_000)
+    with pytest.raises(ValueError, match="far outside the image"):
+        mask_from_polygon([[0, 0], [10, 2 * 10**7], [20, 0]], 1, 2_000_000)
+    assert mask_from_polygon([0, 0, 2_000_000, 0, 2_000_000, 1, 0, 1], 1, 2_000_000).all()
+    with pytest.raises(ValueError, match="count that is too large"):
+        mask_from_rle({"size": [HEIGHT, WIDTH], "counts": "o" * 2**20}, HEIGHT, WIDTH)
+    with pytest.raises(ValueError, match="hundreds of digits"):
+        mask_from_polygon([10**400, 2, 3, 4, 5, 6], HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("text, reason", [
+    ('[{"image": "a0", "expression": "half \\ud83d"}]', r"entry 1: expression is 'half \\ud83d', which holds half"),
+    ('[{"image": "a0", "expression": "x", "polygon": [' + "1" * 400 + ", 2, 3, 4, 5, 6]}]", "hundreds of digits"),
+    ('[{"image": "a0", "expression": "x", "rle": {"size": [24, 32], "counts": [' + "1" * 400 + "]}}]", "add up"),
+    ('[{"image": "a0", "expression": "x", "polygon": [' + "1" * 5000 + "]}]", "is not JSON"),
+    ("[" * 10**5, "is not JSON"),
+    ('[{"image": "a0", "expression": "x", "mask": "\\u001b[31m"}]', r"masks has no picture '\\x1b\[31m'")])
+def test_odd_numbers_and_characters_in_json_are_mistakes(folder, text, reason):
+    (folder / "table.json").write_text(text)
+    assert re.search(reason, mistakes_of(folder / "table.json"))
+
+
+def test_a_file_name_that_is_no_text_does_no_harm(folder, capsys):
+    os.rename(folder / "visible" / "a0.jpg", os.fsencode(folder / "visible") + b"/caf\xe9\x1b[31m.jpg")
+    assert len(build(write_csv(folder, *[(f"a{number}", "x") for number in range(1, 6)]))) == 5
+    assert r"the first is caf\udce9\x1b[31m.jpg" in capsys.readouterr().out
+
+
+def test_an_output_that_is_an_input_is_refused(folder):
+    table = write_csv(folder, ("a0", "x"))
+    for out in (table, folder / "visible" / "a0.jpg", folder / "masks" / "a0.png"):
+        before = out.read_bytes()
+        with pytest.raises(UsageError, match="is also read, as"):
+            build_parquet.main([str(table), "--out", str(out), "--overwrite"])
+        assert out.read_bytes() == before
+
+
+def test_pipes_among_the_pictures_are_not_waited_for(folder):
+    os.mkfifo(folder / "visible" / "pipe.jpg")
+    assert len(build(write_csv(folder, ("a0", "x")))) == 1
 
 
 def test_an_earlier_file_stays_when_the_new_one_fails(folder):
@@ -262,7 +420,7 @@ def test_an_earlier_file_stays_when_the_new_one_fails(folder):
 
 @pytest.mark.parametrize("flags, reason", [
     (["no_table.csv", "--out", "x.parquet"], "no_table.csv: there is no such table"),
-    (["table.csv", "--out", "nowhere/x.parquet"], "--out"),
+    (["table.csv", "--out", "nowhere/x.parquet"], "out: nowhere/x.parquet is not a file name in an existing folder"),
     (["table.csv", "--out", "x.parquet", "--split", "8,1,1"], "--out: with --split, give a folder"),
     (["table.csv", "--out", "x.parquet", "--visible", "nowhere"], "--visible: there is no folder"),
 ])

@@ -1,6 +1,8 @@
 """Checking parquet files: every unusable row and every oddity is named, counted and shown."""
 import io
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,19 +13,21 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from bert.tiny import write_tiny_bert
 from data import check_parquet
 from data.columns import SCHEMA
+from data.object_sizes import small_objects
 from data.prepare.checking import Checker
 from utils.errors import InputError, UsageError
 
 SCRIPT = Path(__file__).resolve().parent.parent / "data" / "check_parquet.py"
 
 
-def picture(number, size=(32, 24), kind="PNG", **options):
+def picture(number, size=(32, 24), kind="PNG", grey=False, **options):
     """The bytes of an image unlike that of any other number."""
     buffer = io.BytesIO()
     pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    Image.fromarray(pixels).save(buffer, kind, **options)
+    Image.fromarray(pixels[..., 0] if grey else pixels).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -41,7 +45,8 @@ def mask(pixels=48, size=(32, 24)):
 
 def rows(count, first=0):
     return [{"index": number, "image_name": f"{number}.png", "visible_image": picture(2 * number),
-             "infrared_image": picture(2 * number + 1), "question": f"object number {number}", "segmentation": mask()}
+             "infrared_image": picture(2 * number + 1, grey=True), "question": f"object number {number}",
+             "segmentation": mask()}
             for number in range(first, first + count)]
 
 
@@ -63,7 +68,7 @@ def check(*paths, out, flags=("-j", "0", "--samples", "3")):
 def test_a_sound_file_is_counted_and_shown(tmp_path, capsys):
     content = rows(6)
     content[1] |= {name: content[0][name] for name in ("image_name", "visible_image", "infrared_image")}
-    content[5]["segmentation"] = mask(32 * 24)
+    content[5]["segmentation"] = mask(32 * 24 - 1)
     report, sentence = check(write(tmp_path / "a.parquet", content), out=tmp_path)
     assert sentence is None and report["usable"] and report["problems"] == []
     facts = report["sets"][0]
@@ -72,8 +77,9 @@ def test_a_sound_file_is_counted_and_shown(tmp_path, capsys):
     assert facts["visible_sizes"] == {"32x24": 5}
     bins = dict(zip(facts["mask_area"]["upper_edges"], facts["mask_area"]["rows"], strict=True))
     assert bins[0.1] == 5 and bins[1.0] == 1 and sum(bins.values()) == 6, "48 of 768 pixels are 6.25 %"
-    told = capsys.readouterr().out
-    assert "32 x 24" in told and "1, 1.2, 2" in told and "5 to 10 %" in told
+    said = capsys.readouterr().out
+    assert "32 x 24" in said and "1, 1.2, 2" in said and "5 to 10 %" in said and "word pieces" not in said
+    assert facts["mask_area"]["median"] == 0.0625 and facts["cut_sentences"] is None and "seg_loss" not in said
     with Image.open(tmp_path / "contact_sheet.png") as sheet:
         assert sheet.width > 4 * 200 and sheet.height > 3 * 150
 
@@ -100,8 +106,12 @@ BOMB = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\1\0\0\0\1\0\0\x08\0\0\0\0"
     ("segmentation", npy(np.zeros((2, 3, 4))), "error", "damaged", "must be a (height, width) array"),
     ("segmentation", npy(np.array([[print]])), "error", "damaged", "holds a pickle"),
     ("segmentation", mask(0), "warning", "empty_mask", "no pixel is marked"),
+    ("segmentation", mask(32 * 24), "warning", "full_mask", "covers the whole image"),
+    ("segmentation", npy(np.array([[0, 1, 255]] * 24).repeat([10, 12, 10], 1)), "warning", "mask", "a border"),
+    ("infrared_image", picture(4), "warning", "pair", "the same picture"),
+    ("infrared_image", picture(9), "warning", "pair", "in false colours"),
     ("segmentation", mask(size=(24, 32)), "warning", "size", "has 24 x 32 pixels, visible_image has 32 x 24"),
-    ("infrared_image", picture(7, (16, 12)), "warning", "size", "has 16 x 12 pixels"),
+    ("infrared_image", picture(7, (16, 12), grey=True), "warning", "size", "has 16 x 12 pixels"),
     ("visible_image", turned(), "warning", "turned", "EXIF"),
     ("index", None, "warning", "index", "is not a whole number"),
     ("index", 0, "warning", "index", "0 was there before"),
@@ -149,6 +159,82 @@ def test_repeated_rows_and_contradictions_are_found(tmp_path):
     assert "row 1, but another mask" in report["problems"][1]["reason"]
 
 
+def test_small_objects_lead_to_advice_on_loss_and_size(tmp_path, capsys):
+    content = rows(4)
+    for row, pixels in zip(content, (1, 2, 2, 200), strict=True):
+        row["segmentation"] = mask(pixels, size=(64, 48))
+        row["visible_image"] = picture(2 * row["index"], (64, 48))
+        row["infrared_image"] = picture(2 * row["index"] + 1, (64, 48), grey=True)
+    file = write(tmp_path / "a.parquet", content)
+    check(file, out=tmp_path)
+    said = capsys.readouterr().out
+    assert f"{file}: 75 % of the objects cover less than 1 % of their image; the median one has 150 pixels" in said
+    assert "480 x 480" in said and "bce_area or dice" in said and "larger img_size (1280 gives" in said
+    check(file, out=tmp_path, flags=("-j", "0", "--img_size", "1280"))
+    said = capsys.readouterr().out
+    assert "1067 pixels of the networks' 1280 x 1280" in said and "larger img_size" not in said
+
+
+@pytest.mark.parametrize("areas, small", [
+    ([0.009, 0.009, 0.02], True), ([0.009, 0.02, 0.02], False), ([0, 0, 0.02], False), ([0, 0, 0.001], True),
+    ([], False)])
+def test_objects_are_small_if_most_are_and_empty_masks_do_not_count(areas, small):
+    assert bool(small_objects(areas, 480)) == small
+
+
+def test_sentences_that_bert_does_not_read_whole_are_counted(tmp_path, capsys):
+    content = rows(3)
+    content[1]["question"] = "word " * 18  # with [CLS] and [SEP] 20 word pieces
+    content[2]["question"] = "word " * 19
+    write_tiny_bert(str(tmp_path / "bert"), ["object number word"], hidden=16, layers=1, heads=1)
+    report, _ = check(write(tmp_path / "a.parquet", content), out=tmp_path,
+                      flags=("-j", "0", "--samples", "0", "--bert_tokenizer", str(tmp_path / "bert")))
+    assert report["sets"][0]["cut_sentences"] == 1
+    assert re.search(r"expressions cut at 20 word pieces +1\n", capsys.readouterr().out)
+    with pytest.raises(UsageError, match="bert_tokenizer: there is no folder"):
+        check_parquet.main([str(tmp_path / "a.parquet"), "--out_dir", str(tmp_path), "--bert_tokenizer", "nowhere"])
+
+
+def test_an_input_is_not_replaced_by_the_report(tmp_path):
+    (tmp_path / "report.json").write_bytes(write(tmp_path / "a.parquet", rows(1)).read_bytes())
+    before = (tmp_path / "report.json").read_bytes()
+    with pytest.raises(UsageError, match="out_dir: .*report.json is also read, as"):
+        check_parquet.main([str(tmp_path / "report.json"), "--out_dir", str(tmp_path), "-j", "0"])
+    assert (tmp_path / "report.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("reader, code", [("closed pipe", 0), ("/dev/full", 1)])
+def test_the_report_is_written_even_if_nobody_reads_the_output(tmp_path, reader, code):
+    file = write(tmp_path / "a.parquet", rows(2))
+    command = [sys.executable, str(SCRIPT), str(file), "-j", "0", "--out_dir", str(tmp_path / "out")]
+    if reader == "/dev/full":
+        with open(reader, "w") as output:
+            done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, check=False)
+    else:
+        ends = os.pipe()
+        os.close(ends[0])
+        done = subprocess.run(command, stdout=ends[1], stderr=subprocess.PIPE, text=True, check=False)
+        os.close(ends[1])
+    assert done.returncode == code and "Traceback" not in done.stderr
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["usable"]
+    assert (tmp_path / "out" / "contact_sheet.png").exists()
+
+
+def test_escape_sequences_in_data_are_not_printed(tmp_path, capsys):
+    content = rows(2)
+    content[1] |= {"infrared_image": content[1]["visible_image"], "question": "a \x1b[31m b"}
+    check(write(tmp_path / "a\x1b[2J.parquet", content), out=tmp_path)
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and r"a\x1b[2J.parquet: row 1" in said
+
+
+@pytest.mark.parametrize("flag", ["--samples", "-j"])
+def test_numbers_that_cannot_be_held_are_refused(tmp_path, flag, capsys):
+    with pytest.raises(SystemExit):
+        check_parquet.main([str(write(tmp_path / "a.parquet", rows(1))), flag, "1" + "0" * 12])
+    assert "at most" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("spoil, kind, column, reason", [
     (lambda table: table.drop_columns("question"), "column", "question", "is missing; there are index, image_name"),
     (lambda table: table.set_column(4, "question", pa.array([1, 2])), "column", "question", "must hold text, not"),
@@ -164,7 +250,7 @@ def test_a_file_of_another_schema_does_not_keep_the_others_from_being_checked(tm
     assert [facts["rows"] for facts in report["sets"]] == [0, 2]
 
 
-def test_damage_in_the_middle_of_a_file_is_told_and_the_rows_before_are_checked(tmp_path):
+def test_damage_in_the_middle_of_a_file_is_reported_and_the_rows_before_are_checked(tmp_path):
     file = write(tmp_path / "a.parquet", rows(12), group=4)
     content = bytearray(file.read_bytes())
     place = pq.ParquetFile(file).metadata.row_group(1).column(2).data_page_offset

@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 from conftest import script
 
-import compare
+from evaluation.comparison import check_same, read_run
 from utils.errors import InputError
+from utils.spreadsheet import as_cell
 
 
 def write_run(folder, iou, **changes):
@@ -25,6 +26,7 @@ def write_run(folder, iou, **changes):
     return folder / "metrics.json"
 
 
+HEADER = "index,image_name,question,iou,intersection,union\n"
 IOU = np.random.default_rng(0).integers(100, 800, 60) / 1000
 
 
@@ -50,9 +52,9 @@ def test_a_folder_does_for_the_file_in_it_and_the_order_of_rows_does_not_matter(
     other = write_run(tmp_path / "other", IOU)
     table = pd.read_csv(other.parent / "per_sample.csv", keep_default_na=False)
     table[::-1].to_csv(other.parent / "per_sample.csv", index=False)
-    (_, a), (_, b) = compare.read_run(str(worse.parent)), compare.read_run(str(other))
+    (_, a), (_, b) = read_run(str(worse.parent)), read_run(str(other))
     assert a.equals(b)
-    compare.check_same(a, b, ("A", "B"))
+    check_same(a, b, ("A", "B"))
 
 
 def test_other_sentences_on_the_same_samples_are_compared_and_said_so(worse, tmp_path):
@@ -83,13 +85,33 @@ def test_files_of_two_runs_in_one_folder_are_noticed(worse, tmp_path):
     other = write_run(tmp_path / "other", IOU + 0.01)
     other.write_text(worse.read_text())
     with pytest.raises(InputError, match="not of the same run"):
-        compare.read_run(str(other))
+        read_run(str(other))
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("metrics.json", "{", "is not what test.py writes"),
     ("metrics.json", "[]", "is not what test.py writes"),
     ("metrics.json", None, "there is no"),
+    ("metrics.json", "[" * 100_000, "is not what test.py writes"),
+    ("metrics.json", "7", "it holds no table of metrics"),
+    ("metrics.json", '{"num_samples": 60}', "mIoU is absent"),
+    ("metrics.json", '{"mIoU": NaN, "num_samples": 60}', "it holds NaN, which is no number"),
+    ("metrics.json", '{"mIoU": [45.0], "num_samples": 60}', "mIoU is '\\[45.0\\]', not a number"),
+    ("metrics.json", '{"mIoU": null, "num_samples": 60}', "mIoU is 'None', not a number"),
+    ("metrics.json", '{"mIoU": 1' + "0" * 400 + ', "num_samples": 60}', "not a number"),
+    ("metrics.json", '{"mIoU": 45.0, "num_samples": 60.5}', "num_samples is '60.5', not a number"),
+    ("metrics.json", '{"mIoU": 45.0, "num_samples": 60, "precision@half": 1.0}', "no threshold between 0 and 1"),
+    ("metrics.json", '{"mIoU": 45.0, "num_samples": 60, "settings": []}', "settings is no table"),
+    ("metrics.json", '{"mIoU": 45.0, "num_samples": 60, "fusion_metrics": {"fused": 1}}', "fused is no table"),
+    ("metrics.json", '{"mIoU": 45.0, "num_samples": 60, "fusion_metrics": {"fused": {"EN": "a"}}}', "EN is 'a'"),
+    ("per_sample.csv", HEADER, "it has no rows"),
+    ("per_sample.csv", HEADER + "0,a,the car,nan,1,2\n", "is not what test.py writes"),
+    ("per_sample.csv", HEADER + "0,a,the car,,1,2\n", "out of range"),
+    ("per_sample.csv", HEADER + "0,a,the car,inf,1,2\n", "out of range"),
+    ("per_sample.csv", HEADER + "0,a,the car,0.5,3,2\n", "out of range"),
+    ("per_sample.csv", HEADER + "0,a,the car,0.5,[1],2\n", "is not what test.py writes"),
+    ("per_sample.csv", HEADER + "0,a,the car,0.5,1,2\n0,a,the car,0.5,1,2\n", "a sample is in it twice"),
+    ("per_sample.csv", "\0" * 99, "is not what test.py writes"),
     ("per_sample.csv", "a,b\n1,2\n", "is not what test.py writes"),
     ("per_sample.csv", "", "is not what test.py writes"),
     ("per_sample.csv", None, "there is no")])
@@ -99,5 +121,35 @@ def test_anything_else_is_named(name, content, message, worse):
     if content is not None:
         path.write_text(content)
     with pytest.raises(InputError, match=message) as error:
-        compare.read_run(str(worse))
-    assert str(path) in str(error.value)
+        read_run(str(worse))
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_names_that_were_marked_for_a_spreadsheet_are_those_of_an_older_file(worse, tmp_path):
+    names = ["=a.jpg"] * 30 + ["-b.jpg"] * 30
+    old = write_run(tmp_path / "old", IOU, image_name=names)
+    new = write_run(tmp_path / "new", IOU, image_name=[as_cell(name) for name in names])
+    (_, a), (_, b) = read_run(str(old)), read_run(str(new))
+    check_same(a, b, ("A", "B"))
+    assert set(b.index.get_level_values("image_name")) == {"=a.jpg", "-b.jpg"}
+
+
+def test_images_are_those_that_the_evaluation_told_apart(worse, tmp_path):
+    by_content = write_run(tmp_path / "content", IOU + 0.1, picture=[f"{row // 3:x}" for row in range(60)])
+    assert "60 samples of 20 images" in script("compare.py", worse, by_content).stdout
+    assert "60 samples of 20 images" in script("compare.py", by_content, worse).stdout
+
+
+def test_text_from_the_files_is_printed_without_escape_sequences(worse, tmp_path):
+    other = write_run(tmp_path / "other", IOU[:59])
+    table = pd.read_csv(worse.parent / "per_sample.csv", keep_default_na=False)
+    table.loc[59, "image_name"] = "\x1b[31mred.jpg"
+    table.to_csv(worse.parent / "per_sample.csv", index=False)
+    worse.write_text(json.dumps(json.loads(worse.read_text()) | {"\x1b[2J": 1.0, "settings": {"\x1b": "\x1b"}}))
+    said = script("compare.py", worse, other, ok=False).stderr
+    assert "\\x1b[31mred.jpg" in said and "\x1b" not in said
+    changed = write_run(tmp_path / "changed", IOU)
+    changed.write_text(json.dumps(json.loads(worse.read_text()) | {"settings": {"\x1b": "a\x07"}}))
+    (worse.parent / "per_sample.csv").write_text((changed.parent / "per_sample.csv").read_text())
+    said = script("compare.py", worse, changed).stdout
+    assert "\\x1b[2J" in said and "\\x1b \\x1b → a\\x07" in said and "\x1b" not in said

@@ -1,8 +1,12 @@
 """test.py, run as someone runs it who wants the numbers of a table."""
 import argparse
+import errno
 import io
+import os
+from unittest import mock
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -10,8 +14,10 @@ from conftest import script
 from evaluations import arguments, evaluate, fused_stem, read_metrics, read_samples, write_wide_scenes
 from PIL import Image
 
+from evaluation.comparison import read_run
 from utils import checkpoint
 from utils.files import file_stem, unique_names
+from utils.spreadsheet import as_cell, from_cell
 
 
 @pytest.fixture(scope="module")
@@ -206,3 +212,180 @@ def test_what_cannot_work_ends_with_one_sentence(flags, code, message, trained, 
     assert process.returncode == code
     assert message in process.stderr
     assert "Traceback" not in process.stderr
+
+
+def changed(parquet, path, **columns):
+    """The first four rows of a file with some columns replaced, each by a list or by a function of the old value."""
+    rows = pq.read_table(parquet).slice(0, 4).to_pylist()
+    for number, row in enumerate(rows):
+        row |= {name: new(row[name]) if callable(new) else new[number] for name, new in columns.items()}
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def mask_file(height, width, filled) -> bytes:
+    np.save(buffer := io.BytesIO(), np.full((height, width), filled, np.uint8))
+    return buffer.getvalue()
+
+
+def test_sentences_without_an_object_have_metrics_of_their_own(trained, wide_scenes, tmp_path):
+    parquet = changed(wide_scenes, tmp_path / "a.parquet", segmentation=[mask_file(70, 100, n >= 2) for n in range(4)])
+    process = evaluate(trained, parquet, tmp_path / "out")
+    metrics, samples = read_metrics(tmp_path / "out"), read_samples(tmp_path / "out")
+    assert metrics["num_samples"] == 4 and metrics["num_no_target"] == 2
+    # Of the two without an object the union is what is predicted.
+    scores = [int(sample["union"]) == 0 for sample in samples[:2]] + [float(sample["iou"]) for sample in samples[2:]]
+    assert metrics["gIoU"] == pytest.approx(100 * np.mean(scores), abs=1e-3)
+    assert metrics["N-acc"] == pytest.approx(100 * np.mean(scores[:2]))
+    assert metrics["intervals_95"]["gIoU"][0] <= metrics["gIoU"] <= metrics["intervals_95"]["gIoU"][1]
+    lines = " ".join(process.stdout.split())
+    assert f"N-acc {metrics['N-acc']:.2f}" in lines and f"gIoU {metrics['gIoU']:.2f} [" in lines
+    assert "2 sentences without an object" in process.stdout
+    assert "2 sentences without an object" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_an_object_that_the_networks_cannot_see_is_pointed_out_and_is_an_object(trained, wide_scenes, tmp_path):
+    speck = np.zeros((700, 1000), np.uint8)
+    speck[3, 3] = 1
+    np.save(buffer := io.BytesIO(), speck)
+    parquet = changed(wide_scenes, tmp_path / "a.parquet", segmentation=[buffer.getvalue()] + 3 * [
+        mask_file(70, 100, 1)])
+    process = evaluate(trained, parquet, tmp_path / "out", "--save", "none")
+    assert "1 object too small to have a pixel at 64 px" in process.stdout
+    assert "gIoU" not in read_metrics(tmp_path / "out")
+
+
+def test_pictures_of_one_name_are_told_apart_by_their_content(trained, wide_scenes, tmp_path):
+    def picture(shade):
+        Image.new("RGB", (100, 70), (shade, 0, 9)).save(buffer := io.BytesIO(), "PNG")
+        return buffer.getvalue()
+
+    parquet = changed(wide_scenes, tmp_path / "a.parquet", image_name=["frame.png"] * 4,
+                      visible_image=[picture(shade) for shade in (10, 10, 90, 200)])
+    process = evaluate(trained, parquet, tmp_path / "out", "--save", "none")
+    metrics, samples = read_metrics(tmp_path / "out"), read_samples(tmp_path / "out")
+    assert metrics["bootstrap"]["images"] == 3
+    assert "image_name does not tell the pictures apart" in process.stdout
+    assert "bootstrap resamples of 3 images" in process.stdout
+    pictures = [sample["picture"] for sample in samples]
+    assert pictures[0] == pictures[1] and len(set(pictures)) == 3
+    compared = script("compare.py", tmp_path / "out", tmp_path / "out").stdout
+    assert "4 samples of 3 images" in compared
+
+
+def test_names_that_tell_pictures_apart_need_no_column_of_their_own(result):
+    assert "picture" not in result.samples[0]
+    assert result.metrics["bootstrap"]["images_by"] == "name"
+
+
+def test_sentences_that_were_cut_are_counted(trained, wide_scenes, result, tmp_path):
+    # 18 words between [CLS] and [SEP] fit, 19 do not
+    parquet = changed(wide_scenes, tmp_path / "a.parquet",
+                      question=["red " * 18, "red " * 19, "red " * 40, "the red disc"])
+    process = evaluate(trained, parquet, tmp_path / "out", "--save", "none")
+    assert "2 sentences of 4 cut to 20 tokens" in process.stdout
+    assert read_metrics(tmp_path / "out")["notes"]["cut_sentences"] == 2
+    assert "cut to" not in result.stdout
+
+
+def damaged_checkpoint(trained, folder, value):
+    content = checkpoint.read(str(trained / "last.pth"))
+    key = next(key for key in content["prefusion_model"] if key.endswith("weight"))
+    content["prefusion_model"][key].flatten()[:1] = value
+    torch.save(content, folder / "last.pth")
+    return key
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value, trained, wide_scenes, tmp_path):
+    key = damaged_checkpoint(trained, tmp_path, value)
+    process = evaluate(tmp_path, wide_scenes, tmp_path / "out", ok=False)
+    assert process.returncode == 1
+    assert f"the tensor {key!r} of 'prefusion_model' holds NaN or infinity" in process.stderr
+
+
+def test_outputs_that_are_not_finite_are_named(trained, wide_scenes, tmp_path):
+    damaged_checkpoint(trained, tmp_path, 3e38)
+    process = evaluate(tmp_path, wide_scenes, tmp_path / "out", "--save", "none", "--limit", 2)
+    assert "output is not finite (NaN or infinity) for 2 samples" in process.stdout
+    assert "index 0, 1" in process.stdout
+    assert read_metrics(tmp_path / "out")["notes"]["not_finite"] == [0, 1]
+
+
+@pytest.mark.parametrize(("full", "left"), [
+    ("Binary", {"metrics.json", "per_sample.csv", "report.html", "contact_sheet.png"}),
+    ("contact_sheet.png", {"metrics.json", "per_sample.csv", "report.html"}),
+    ("metrics.json", {"per_sample.csv", "report.html", "contact_sheet.png"}), ("", set())])
+def test_a_full_disk_does_not_cost_the_figures(full, left, result, trained, tmp_path):
+    replace = os.replace
+
+    def fail(source, target):
+        if full in str(target):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    with mock.patch("utils.files.os.replace", fail):
+        process = evaluate(trained, result.parquet, tmp_path / "out", ok=False)
+    assert process.returncode == 1
+    assert "it cannot be written (No space left on device)" in process.stderr.splitlines()[-1]
+    assert "Traceback" not in process.stderr
+    assert " ".join(["mIoU", f"{result.metrics['mIoU']:.2f}"]) in " ".join(process.stdout.split())
+    assert {path.name for path in (tmp_path / "out").iterdir() if path.is_file()} == left
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.name.startswith(".")]
+    last = process.stdout.splitlines()[-1]
+    assert all((name in last) == (name in left) for name in (
+        "metrics.json", "per_sample.csv", "report.html", "contact_sheet.png"))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+def test_pictures_cannot_take_the_room_of_the_figures(trained, wide_scenes, tmp_path):
+    room, replace = {}, os.replace
+
+    def look(source, target):
+        files = [os.stat(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")
+                 if os.path.exists(f"/proc/self/fd/{name}")]
+        folder = os.stat(tmp_path)
+        room[os.path.basename(target)] = sum(file.st_size for file in files if not file.st_nlink
+                                             and file.st_dev == folder.st_dev)
+        replace(source, target)
+
+    with mock.patch("utils.files.os.replace", look):
+        evaluate(trained, wide_scenes, tmp_path / "out")
+    figures = sum((tmp_path / "out" / name).stat().st_size for name in ("metrics.json", "per_sample.csv"))
+    assert room["0.png"] - room["metrics.json"] > 10 * figures
+
+
+def test_a_picture_that_is_interrupted_leaves_no_half_file(trained, wide_scenes, tmp_path):
+    save = Image.Image.save
+
+    def interrupted(image, path, *more, **options):
+        if "contact_sheet" in str(path):
+            save(image, path, *more, **options)
+            os.truncate(path, 100)
+            raise KeyboardInterrupt
+        save(image, path, *more, **options)
+
+    with mock.patch.object(Image.Image, "save", interrupted):
+        process = evaluate(trained, wide_scenes, tmp_path / "out", "--save", "none", ok=False)
+    assert process.returncode == 130
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"metrics.json", "per_sample.csv", "report.html"}
+
+
+FORMULAS = ["=1+1", "+1", "-1", "@a", "'=1", "''", "a=1", "\t=1"]
+
+
+def test_cells_that_a_spreadsheet_would_compute_are_marked_and_read_back():
+    cells = [as_cell(text) for text in FORMULAS]
+    assert cells == ["'=1+1", "'+1", "'-1", "'@a", "''=1", "''", "a=1", "'\t=1"]
+    assert [from_cell(cell) for cell in cells] == FORMULAS
+
+
+def test_a_sentence_is_no_formula(trained, wide_scenes, tmp_path):
+    parquet = changed(wide_scenes, tmp_path / "a.parquet", question=["=cmd|' /C calc'!A0", "-1 red", "a = b", "@red"],
+                      image_name=["+a", "b", "c", "d"])
+    evaluate(trained, parquet, tmp_path / "out", "--save", "none")
+    samples = read_samples(tmp_path / "out")
+    assert [sample["question"] for sample in samples] == ["'=cmd|' /C calc'!A0", "'-1 red", "a = b", "'@red"]
+    assert samples[0]["image_name"] == "'+a"
+    _, table = read_run(str(tmp_path / "out"))
+    assert table["question"].tolist() == ["=cmd|' /C calc'!A0", "-1 red", "a = b", "@red"]

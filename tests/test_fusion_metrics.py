@@ -6,7 +6,7 @@ import pytest
 import torch
 from parity import FIGURES
 
-from evaluation.fusion_metrics import NAMES, FusionMeter, baselines, fusion_metrics, table
+from evaluation.fusion_metrics import NAMES, FusionMeter, baselines, fusion_metrics, fusion_table
 from models import Output
 from utils.color import standardise
 
@@ -103,5 +103,5 @@ def test_means_leave_out_what_is_not_defined_and_rows_that_were_not_seen():
     assert summary["fused"]["CC"] == pytest.approx(alone["fused"]["CC"])  # of row 3, one grey level, there is none
     assert summary["average"]["SD"] == pytest.approx(alone["average"]["SD"] * 2 / 3)
     assert meter.summary(torch.tensor([3]))["average"]["CC"] is None
-    assert table(meter.summary(torch.tensor([3]))).splitlines()[2].split()[7] == "-"
+    assert fusion_table(meter.summary(torch.tensor([3]))).splitlines()[2].split()[7] == "-"
     assert (meter.values[1] == 0).all()

@@ -3,16 +3,15 @@ import copy
 
 import pytest
 import torch
+from conftest import arguments
 from parity import fill_, inputs
-from test_models import arguments
 
 from evaluation.inference import Inference
-from models import build_model
+from models import INPUTS, build_model
 from models.fast import prepare_for_inference
 from models.fast.winograd import WinogradConv
 
 CPU = torch.device("cpu")
-INPUTS = ("vis", "ir", "input_ids", "attention_mask")
 
 
 @pytest.fixture(scope="module")

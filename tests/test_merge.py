@@ -94,10 +94,40 @@ def test_parts_without_rows_add_none(tmp_path, parts):
     assert pq.read_table(tmp_path / "empty.parquet").equals(parts[1].slice(0, 0))
 
 
-def test_an_old_output_is_replaced_by_the_new_one(tmp_path, parts):
+def test_an_old_output_is_replaced_only_when_asked(tmp_path, parts):
     (tmp_path / "out.parquet").write_bytes(b"old")
-    merge(tmp_path, "part1.parquet")
+    with pytest.raises(UsageError, match="out.parquet is there already; choose another place, or --overwrite"):
+        merge(tmp_path, "part1.parquet")
+    assert (tmp_path / "out.parquet").read_bytes() == b"old"
+    merge(tmp_path, "part1.parquet", more=["--overwrite"])
     assert pq.read_table(tmp_path / "out.parquet").num_rows == 37
+
+
+def test_a_download_is_not_replaced_by_the_default_output(tmp_path, parts, monkeypatch):
+    (tmp_path / "data").mkdir()
+    for number in (1, 2):
+        (tmp_path / f"part{number}.parquet").rename(tmp_path / "data" / f"mm_ris_train_part{number}.parquet")
+    (tmp_path / "data" / "mm_ris_train.parquet").write_bytes(b"downloaded")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="is there already"):
+        merge_parquet.main([])
+    assert (tmp_path / "data" / "mm_ris_train.parquet").read_bytes() == b"downloaded"
+
+
+def test_two_runs_into_one_file_leave_it_whole(tmp_path, parts, monkeypatch):
+    read_batches, runs = merging.read_batches, []
+
+    def second_run_meanwhile(*arguments):
+        for batch in read_batches(*arguments):
+            yield batch
+            if not runs:
+                runs.append("second")
+                merge(tmp_path, "part2.parquet", more=["--overwrite"])
+                runs.append(pq.read_table(tmp_path / "out.parquet").num_rows)
+    monkeypatch.setattr(merging, "read_batches", second_run_meanwhile)
+    merge(tmp_path, "part1.parquet", more=["--overwrite"])
+    assert runs == ["second", 50] and pq.read_table(tmp_path / "out.parquet").equals(parts[0])
+    assert files(tmp_path) == ["out.parquet", "part1.parquet", "part2.parquet"]
 
 
 def fails(tmp_path, error, *names, out="out.parquet"):
@@ -105,7 +135,7 @@ def fails(tmp_path, error, *names, out="out.parquet"):
     (tmp_path / "out.parquet").write_bytes(b"old")
     before = files(tmp_path)
     with pytest.raises(error) as caught:
-        merge(tmp_path, *names, out=out)
+        merge(tmp_path, *names, out=out, more=["--overwrite"])
     assert (tmp_path / "out.parquet").read_bytes() == b"old"
     assert files(tmp_path) == before
     assert "\n" not in str(caught.value)
@@ -148,13 +178,13 @@ def test_other_columns_in_a_part_leave_no_output_behind(tmp_path, parts, change,
 def test_a_part_cannot_be_the_output(tmp_path, parts):
     (tmp_path / "link.parquet").symlink_to(tmp_path / "part1.parquet")
     for out in ("part1.parquet", "../" + tmp_path.name + "/part1.parquet", "link.parquet"):
-        assert "is one of the parts" in fails(tmp_path, UsageError, "part1.parquet", "part2.parquet", out=out)
+        assert "is also read, as" in fails(tmp_path, UsageError, "part1.parquet", "part2.parquet", out=out)
     assert pq.read_table(tmp_path / "part1.parquet").equals(parts[0])
 
 
 @pytest.mark.parametrize("out", ["nowhere/out.parquet", "."])
 def test_an_output_outside_any_folder_is_refused(tmp_path, parts, out):
-    assert "--out" in fails(tmp_path, UsageError, "part1.parquet", out=out)
+    assert fails(tmp_path, UsageError, "part1.parquet", out=out).startswith("out: ")
 
 
 @pytest.mark.parametrize("arguments", [["a.parquet"], ["--out", "b.parquet"], ["a.parquet", "--out"], ["--fast"]])
@@ -213,8 +243,8 @@ def test_images_are_held_out_for_validation_with_all_their_rows(tmp_path, images
     names = [{row["image_name"] for row in rows if "copy" not in row["image_name"]} for rows in sets.values()]
     assert sorted(map(len, names)) == [4, 16]
     assert pq.ParquetFile(tmp_path / "sets" / "mm_ris_train.parquet").metadata.row_group(0).num_rows == 16
-    told = capsys.readouterr().out
-    assert f"mm_ris_val.parquet: {len(sets['val'])} rows, " in told and " images\n" in told
+    said = capsys.readouterr().out
+    assert f"mm_ris_val.parquet: {len(sets['val'])} rows, " in said and " images\n" in said
 
 
 def test_the_seed_decides_what_is_held_out_and_not_the_order_of_the_parts(tmp_path, images):
@@ -238,7 +268,7 @@ def test_holding_out_replaces_files_only_when_asked_and_never_its_input(tmp_path
     test.write_bytes(b"of another set")
     merge(tmp_path, "part1.parquet", "part2.parquet", out="sets", more=("--split", "0.8,0.2", "--overwrite"))
     before = (tmp_path / "sets" / "mm_ris_train.parquet").read_bytes()
-    with pytest.raises(UsageError, match="mm_ris_train.parquet is one of the parts"):
+    with pytest.raises(UsageError, match="mm_ris_train.parquet is also read, as"):
         merge(tmp_path, "sets/mm_ris_train.parquet", out="sets", more=("--split", "0.5,0.5", "--overwrite"))
     assert (tmp_path / "sets" / "mm_ris_train.parquet").read_bytes() == before
     assert test.read_bytes() == b"of another set", "it has no share"

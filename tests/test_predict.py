@@ -1,7 +1,9 @@
 """predict.py and Predictor, as someone uses them who has a thermal camera and a few pictures."""
 import io
+import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,9 +17,11 @@ import predict
 from bert import Tokenizer
 from data import MMRISDataset, collate
 from data.pictures import read_picture
-from evaluation.predictions import describe
-from predictor import Predictor
-from utils.draw import panel, resize, to_image
+from evaluation.predictions import describe, parts, prediction_panel
+from models import INPUTS
+from predictor import Prediction, Predictor
+from utils.draw import panel, panel_cell, resize, to_image
+from utils.streams import TolerantStream
 
 LEFT, RIGHT = "the red disc on the left", "the red disc on the right"
 
@@ -82,11 +86,29 @@ def test_the_share_and_the_box_are_those_of_the_mask():
     assert describe(np.zeros((4, 5), bool)) == "nothing found"
 
 
+def test_every_part_of_the_object_has_a_box_but_specks_have_none():
+    mask = np.zeros((100, 200), bool)
+    mask[10:20, 5:30] = True     # 250 px
+    mask[20:30, 30:50] = True    # 200 px, touches the first at a corner
+    mask[60:90, 100:130] = True  # 900 px
+    mask[0, 199] = mask[99, 0] = True
+    assert describe(mask).splitlines() == [
+        "6.76 % of the image, box x 0 to 199, y 0 to 99 (200×100 px)",
+        "  part 1: 4.50 %, box x 100 to 129, y 60 to 89 (30×30 px)",
+        "  part 2: 2.25 %, box x 5 to 49, y 10 to 29 (45×20 px)",
+        "  without 2 specks, each below 1 % of the predicted pixels"]
+    whole, large, specks = parts(mask)
+    assert whole.pixels == mask.sum() and [part.pixels for part in large] == [900, 450] and specks == 2
+    several = np.zeros((10, 60), bool)
+    several[:, ::4] = True
+    assert describe(several).splitlines()[-1] == "  and 5 smaller parts" and len(describe(several).splitlines()) == 12
+
+
 def test_a_prediction_is_what_an_evaluation_finds_in_the_same_row(predictor, scenes, tiny_bert):
     parquet = scenes / "mm_ris_test.parquet"
     batch = collate([MMRISDataset(str(parquet), Tokenizer(tiny_bert), 64)[2]])
     with torch.inference_mode():
-        output = predictor.model(*(batch[name] for name in ("vis", "ir", "input_ids", "attention_mask")))
+        output = predictor.model(*(batch[name] for name in INPUTS))
     row = pq.read_table(parquet).to_pylist()[2]
     visible, infrared = (Image.open(io.BytesIO(row[f"{kind}_image"])) for kind in ("visible", "infrared"))
     found = predictor(visible, infrared, row["question"])
@@ -212,9 +234,123 @@ def test_every_sentence_gets_a_safe_name_of_its_own(texts, expected):
 def test_sentences_that_the_model_cannot_read_whole_are_pointed_out(ask, pictures):
     pair = pictures.folder / "visible" / "scene.png", pictures.folder / "infrared" / "scene.png"
     assert "no word of '红色的汽车' is in the vocabulary" in ask(*pair, text="红色的汽车").said
+    assert "read as unknown: 汽车, ß" in ask(*pair, text="the red 汽车, “✓ and ß 汽车").said
     assert "only its first 19 word pieces are read" in ask(*pair, text="red " * 30).said
     said = ask(*pair).said
     assert "vocabulary of BERT" not in said and "word pieces" not in said
+
+
+@pytest.mark.parametrize(("flags", "expected"), [
+    (["--save", "mask"], {"mask.png"}), (["--save", "panel, fused"], {"fused.png", "panel.png"}),
+    (["--format", "jpg"], {"fused.jpg", "mask.png", "overlay.jpg", "panel.jpg"})])
+def test_only_the_pictures_that_are_wanted_are_written(flags, expected, ask, predictor, pictures, tmp_path):
+    answer = ask(pictures.folder / "visible" / "scene.png", pictures.folder / "infrared" / "scene.png", *flags)
+    assert answer.code == 0
+    assert {name.rsplit("-", 1)[1] for name in written(tmp_path / "out")} == expected
+    assert all(str(path) in answer.said for path in (tmp_path / "out").iterdir())
+    found = predictor(pictures.visible, pictures.infrared, LEFT)
+    for path in (tmp_path / "out").iterdir():
+        with Image.open(path) as image:
+            assert image.format == {".png": "PNG", ".jpg": "JPEG"}[path.suffix]
+            if "mask" in path.name:
+                assert np.array_equal(np.asarray(image), found.mask * np.uint8(255))
+            if "fused" in path.name:
+                assert np.abs(np.asarray(image).astype(int) - found.fused).mean() < 4
+
+
+def test_pictures_of_the_other_format_count_as_those_of_an_earlier_run(ask, pictures, tmp_path):
+    pair = pictures.folder / "visible" / "scene.png", pictures.folder / "infrared" / "scene.png"
+    ask(*pair, "--format", "jpg")
+    ask(*pair, "--save", "mask")
+    assert len(written(tmp_path / "out" / "earlier_run_1")) == 4
+    assert written(tmp_path / "out") == {"earlier_run_1", "scene-the_red_disc_on_the_left-mask.png"}
+
+
+@pytest.mark.parametrize("size", [(4000, 1500), (2000, 1500), (1000, 3000), (90, 60), (20, 4)])
+def test_a_panel_of_large_pictures_has_a_width_for_screens(size):
+    image = np.zeros((*size[::-1], 3), np.uint8)
+    prediction = Prediction(image, np.zeros(size[::-1], bool), None)
+    page = prediction_panel(SimpleNamespace(visible=image, infrared=image), LEFT, prediction)
+    assert page.shape[1] <= 1600
+    assert page.shape[1] > 1500 or size[0] < 1000
+    shown = int((page == 0).all(2).sum()) / 4
+    assert shown == pytest.approx(np.prod(panel_cell(size, 4)), rel=0.05) or size[0] < 1000
+
+
+def test_a_panel_says_that_nothing_was_found(monkeypatch):
+    titles = []
+    monkeypatch.setattr("evaluation.predictions.panel", lambda sentence, pictures: titles.extend(pictures))
+    image = np.zeros((60, 90, 3), np.uint8)
+    for mask in (np.zeros((60, 90), bool), np.ones((60, 90), bool)):
+        prediction_panel(SimpleNamespace(visible=image, infrared=image), LEFT, Prediction(image, mask, None))
+    assert titles[3] == "prediction: nothing found" and titles[7] == "prediction"
+
+
+def test_a_picture_of_many_pixels_is_refused_unless_they_are_allowed(ask, pictures):
+    pair = pictures.folder / "visible" / "scene.png", pictures.folder / "infrared" / "scene.png"
+    answer = ask(*pair, "--max_pixels", 90 * 60 - 1)
+    assert answer.code == 1 and f"{pair[0]} cannot be decoded" in answer.said and "more than 5399 pixels" in answer.said
+    assert ask(*pair, "--max_pixels", 90 * 60).code == 0
+
+
+@pytest.mark.parametrize("kind", ["visible", "infrared"])
+def test_whatever_happens_to_one_pair_the_later_ones_are_processed(kind, ask, pictures, monkeypatch, tmp_path):
+    for folder in ("visible", "infrared"):
+        (tmp_path / folder).mkdir()
+        for name in "abc":
+            Image.fromarray(getattr(pictures, folder)).save(tmp_path / folder / f"{name}.png")
+
+    def fail(path, *more):
+        if path.endswith(f"{kind}/b.png"):
+            raise SyntaxError("broken \x1b[31m chunk\nin a file")
+        return read_picture(path, *more)
+
+    monkeypatch.setattr("data.pictures.read_picture", fail)
+    answer = ask(tmp_path / "visible", tmp_path / "infrared")
+    assert answer.code == 1
+    assert "b.png cannot be used (SyntaxError: broken \\x1b[31m chunk)" in answer.said
+    assert "1 of 3 pairs could not be used" in answer.said and "Traceback" not in answer.said
+    assert sorted(name.split("-")[0] for name in written(tmp_path / "out")) == 4 * ["a"] + 4 * ["c"]
+
+
+def test_names_and_sentences_are_printed_without_escape_sequences(ask, pictures, tmp_path):
+    name = tmp_path / "a\x1b[31m.png"
+    Image.fromarray(pictures.visible).save(name)
+    answer = ask(name, pictures.folder / "infrared" / "scene.png", text="the \x1b[2J disc")
+    assert "\x1b" not in answer.said
+    assert "a\\x1b[31m, 'the \\x1b[2J disc'" in answer.said
+
+
+def test_a_reader_that_goes_away_does_not_end_the_work(trained, pictures, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "predict.py", "--ckpt", trained / "last.pth", "--visible",
+         pictures.folder / "visible" / "scene.png", "--infrared", pictures.folder / "infrared" / "scene.png",
+         "--text", LEFT, "--out", tmp_path / "out", "--device", "cpu"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    complaint = process.stderr.read()
+    assert process.wait() == 0
+    assert complaint == ""
+    assert len(written(tmp_path / "out")) == 4
+
+
+def test_standard_output_without_a_reader_takes_anything():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", encoding="utf-8") as stream:
+        tolerant = TolerantStream(stream)
+        for _ in range(3):
+            assert tolerant.write("line\n" * 9999) == 5 * 9999
+            tolerant.flush()
+
+
+def test_standard_output_that_cannot_be_written_is_said_once(capsys):
+    with open("/dev/full", "w", encoding="utf-8") as stream:
+        tolerant = TolerantStream(stream)
+        for _ in range(3):
+            tolerant.write("line\n" * 9999)
+            tolerant.flush()
+    assert capsys.readouterr().err == "error: standard output cannot be written (No space left on device)\n"
 
 
 def test_pictures_of_an_earlier_run_are_kept_but_not_moved_for_nothing(ask, pictures, tmp_path):
@@ -258,6 +394,11 @@ def test_bfloat16_gives_nearly_the_same(trained, predictor, pictures):
     ("scene.png", "scene.png", ["--ck_bert", "/nowhere"], 2, "--ck_bert: there is no folder '/nowhere'"),
     ("scene.png", "scene.png", ["--mha", "1-2"], 2, "--mha: '1-2' is not four numbers"),
     ("scene.png", "scene.png", ["--img_size", "32"], 2, "take 33 or more"),
+    ("scene.png", "scene.png", ["--save", "fused,all"], 2, "--save: must be some of fused,mask,overlay,panel"),
+    ("scene.png", "scene.png", ["--save", ""], 2, "--save: must be some of"),
+    ("scene.png", "scene.png", ["--format", "gif"], 2, "--format: invalid choice"),
+    ("scene.png", "scene.png", ["--max_pixels", "0"], 2, "--max_pixels: must be a whole number of at least 1"),
+    ("scene.png", "scene.png", ["--img_size", "99999"], 2, "99999 is too large: take at most 16384"),
     ("scene.png", "scene.png", ["--out", "README.md"], 2, "--out: the folder 'README.md' cannot be made")])
 def test_what_cannot_work_ends_with_one_sentence(visible, infrared, more, code, message, ask, pictures):
     answer = ask(pictures.folder / "visible" / visible, pictures.folder / "infrared" / infrared, *more)
@@ -288,6 +429,13 @@ def test_folders_without_a_pair_say_so(ask, pictures, tmp_path):
     assert "(0 found) has the name of one in" in answer.said
 
 
+def truncated(kind: str) -> Image.Image:
+    """An image that Pillow has opened, but whose pixels it cannot decode."""
+    noise = np.random.default_rng(0).integers(0, 256, (50, 50, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer := io.BytesIO(), kind)
+    return Image.open(io.BytesIO(buffer.getvalue()[:2000]))
+
+
 @pytest.mark.parametrize(("visible", "text", "message"), [
     ("a path", LEFT, "visible: an image must be a NumPy array or a PIL image, not str"),
     (np.zeros((4, 5, 2)), LEFT, "visible: an image must be an array of numbers of shape"),
@@ -295,7 +443,9 @@ def test_folders_without_a_pair_say_so(ask, pictures, tmp_path):
     (np.full((4, 5), np.nan), LEFT, "visible: some of its pixels are infinite or NaN"),
     (np.zeros((4, 5)), "", "the sentence must be a text that is not empty"),
     (np.zeros((4, 5)), "caf\udce9", "which are no characters"),
-    (np.zeros((4, 5)), None, "the sentence must be a text")])
+    (np.zeros((4, 5)), None, "the sentence must be a text"),
+    (truncated("PNG"), LEFT, "^visible: "), (truncated("JPEG"), LEFT, "^visible: "),
+    (truncated("TIFF"), LEFT, "^visible: "), (object(), LEFT, "visible: an image must be")])
 def test_programs_get_a_value_error_that_says_what_is_wrong(visible, text, message, predictor, pictures):
     with pytest.raises(ValueError, match=message):
         predictor(visible, pictures.infrared, text)
@@ -306,10 +456,33 @@ def test_programs_get_a_value_error_that_says_what_is_wrong(visible, text, messa
     ({"device": "tpu"}, "^device: 'tpu' is none of"),
     ({"bert_tokenizer": "/nowhere"}, "^bert_tokenizer: there is no folder '/nowhere'"),
     ({"img_size": 32}, "^img_size: must be a whole number of at least 33"),
-    ({"mha": "a"}, "is not four numbers of heads")])
+    ({"mha": "a"}, "is not four numbers of heads"),
+    ({"mha": (1, 1, 1, 1)}, "^mha: must be text as in 4-4-4-4"), ({"mha": 0}, "^mha: must be text"),
+    ({"img_size": "64"}, "^img_size: must be a whole number"), ({"img_size": 64.0}, "^img_size: must be"),
+    ({"img_size": float("nan")}, "^img_size: must be a whole number"), ({"img_size": True}, "^img_size: must be"),
+    ({"img_size": [64, 64]}, "^img_size: must be a whole number"), ({"img_size": 10**9}, "and at most 16384 pixels"),
+    ({"device": None}, "^device: must be a name"), ({"device": 0}, "^device: must be a name"),
+    ({"device": torch.device("meta")}, "^device: 'meta' is none of"), ({"device": ""}, "^device: '' is none of"),
+    ({"path": None}, "^path: must be that of a checkpoint"), ({"path": 7}, "^path: must be a path, not 7"),
+    ({"path": "a\0b"}, "there is no file"), ({"ck_bert": ["a"]}, "^ck_bert: must be a path"),
+    ({"bert_tokenizer": 1.5}, "^bert_tokenizer: must be a path")])
 def test_programs_get_a_value_error_for_a_checkpoint_too(changes, message, trained):
     with pytest.raises(ValueError, match=message):
         Predictor.from_checkpoint(**{"path": str(trained / "last.pth"), "device": "cpu"} | changes)
+
+
+def test_programs_may_use_the_types_of_their_libraries(trained, tiny_bert, predictor, pictures):
+    found = Predictor.from_checkpoint(trained / "last.pth", torch.device("cpu"), bert_tokenizer=Path(tiny_bert),
+                                      ck_bert=Path(tiny_bert), img_size=np.int64(64))
+    assert same(found(pictures.visible, pictures.infrared, LEFT),
+                predictor(pictures.visible, pictures.infrared, LEFT))
+
+
+def test_an_output_that_is_not_finite_is_no_prediction(trained, pictures):
+    spoilt = Predictor.from_checkpoint(trained / "last.pth", "cpu")
+    next(spoilt.model.model.fuser.parameters()).data.fill_(3e38)
+    with pytest.raises(ValueError, match="is not finite"):
+        spoilt(pictures.visible, pictures.infrared, LEFT)
 
 
 def test_the_command_line_is_checked_before_anything_heavy_is_imported():

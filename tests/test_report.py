@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from evaluation.report import histogram, panel, pick_samples, write_report
+from evaluation.report import histogram, pick_samples, sample_entry, write_report
 
 METRICS = {
     "mIoU": 50.0, "oIoU": 40.0, "F1": 60.0, "precision@0.5": 51.0, "precision@0.9": 1.0, "num_samples": 9,
@@ -40,7 +40,7 @@ class Page(HTMLParser):
 def page(tmp_path):
     def write(metrics=METRICS, sentence="the car"):
         pictures = [np.full((8, 8, 3), shade, np.uint8) for shade in (0, 60, 120, 180, 240)]
-        shown = [panel(sentence, 0.5, 3, "<name>", pictures, (100, 50))]
+        shown = [sample_entry(sentence, 0.5, 3, "<name>", pictures, (100, 50))]
         write_report(str(tmp_path / "report.html"), metrics, np.linspace(0, 1, 9), {"best": shown, "worst": shown})
         return Page(tmp_path / "report.html")
     return write

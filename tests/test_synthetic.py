@@ -29,6 +29,7 @@ from data.prepare.scenes import (
     draw_visible,
     make_scene,
 )
+from utils.errors import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--train", "40", "--val", "12", "--test", "12", "--size", "64"]
@@ -124,7 +125,8 @@ def test_the_command_also_runs_as_a_module(tmp_path):
 
 @pytest.mark.parametrize("arguments", [
     [], ["--out", "x", "--train", "0"], ["--out", "x", "--val", "a"], ["--out", "x", "--size", "16"],
-    ["--out", "x", "--seed", "-1"], ["--out", "x", "--colour", "red"]])
+    ["--out", "x", "--seed", "-1"], ["--out", "x", "--colour", "red"], ["--out", "x", "--seed", str(2**64)],
+    ["--out", "x", "--size", "100000"], ["--out", "x", "--train", "1" + "0" * 12]])
 def test_a_wrong_command_line_ends_with_2_and_writes_nothing(tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
@@ -139,8 +141,21 @@ def test_stopping_half_way_leaves_the_old_file_and_nothing_else(tmp_path, monkey
     path.write_bytes(b"old")
     monkeypatch.setattr(synthetic, "draw_infrared", stop)
     with pytest.raises(KeyboardInterrupt):
-        synthetic.main(["--out", str(tmp_path), *SMALL])
+        synthetic.main(["--out", str(tmp_path), *SMALL, "--overwrite"])
     assert contents(tmp_path) == {"mm_ris_train.parquet": b"old"}
+
+
+@pytest.mark.parametrize("name", ["mm_ris_test.parquet", "bert/config.json"])
+def test_a_data_set_that_is_there_is_replaced_only_when_asked(tmp_path, name):
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_bytes(b"old")
+    (tmp_path / name).write_bytes(b"old")
+    before = contents(tmp_path)
+    with pytest.raises(UsageError, match="is there already; choose another place, or --overwrite"):
+        synthetic.main(["--out", str(tmp_path), *SMALL])
+    assert contents(tmp_path) == before
+    synthetic.main(["--out", str(tmp_path), "--train", "1", "--val", "1", "--test", "1", "--overwrite"])
+    assert contents(tmp_path)[name] != b"old"
 
 
 # Sentences

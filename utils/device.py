@@ -1,37 +1,43 @@
-"""The one place that knows kinds of devices: Ascend NPU, CUDA GPU, CPU."""
+"""Everything that depends on the kind of device: Ascend NPU, CUDA GPU, CPU."""
 import contextlib
 import importlib.util
 import logging
 import random
+import re
+import sys
 import time
 
 import numpy as np
 import torch
 
 from .errors import UsageError
-from .text import counted
+from .text import counted, printable
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 COLLECTIVES = {"cuda": "nccl", "npu": "hccl", "cpu": "gloo"}
 
 
-def select_device(name: str, local_rank: int | None = None) -> torch.device:
-    """The device that `--device` asks for.
+def select_device(name: str | torch.device, local_rank: int | None = None) -> torch.device:
+    """The device of a name.
 
     Args:
-        name: `auto` (an Ascend NPU if torch_npu sees one, else CUDA, else CPU), `cuda`, `npu` or `cpu`; the middle
-            two may carry an index, as in `cuda:1`.
+        name: `auto` (an Ascend NPU if torch_npu sees one, else CUDA, else CPU), `cuda`, `npu` or `cpu`; an index may
+            follow, as in `cuda:1`. A `torch.device` is taken too.
         local_rank: this process's number among those of the job on this machine, if there are several: picks one
             device for each.
     Raises:
         UsageError: the name is none of these, or there is no such device here; its `argument` is `device`.
     """
+    name = str(name)
     if name == "auto":
         name = "npu" if _count("npu") else "cuda" if _count("cuda") else "cpu"
     kind, _, index = name.partition(":")
-    if kind not in ("cuda", "npu", "cpu") or (":" in name and not index.isdecimal()):
-        raise UsageError(f"{name!r} is none of auto, cuda, npu and cpu, nor one with an index as in cuda:1", "device")
+    if kind == "mps":
+        raise UsageError(f"'{printable(name)}': GPUs of Apple are not supported; use cpu", "device")
+    if kind not in ("cuda", "npu", "cpu") or not re.fullmatch("|:(0|[1-9][0-9]{0,3})", name.removeprefix(kind)):
+        raise UsageError(f"'{printable(name)}' is none of auto, cuda, npu and cpu, nor one with an index as in cuda:1",
+                         "device")
     count = _count(kind)
     if not count:
         needs = {"cuda": "an NVIDIA GPU with its driver and a CUDA build of PyTorch",
@@ -55,7 +61,7 @@ def select_device(name: str, local_rank: int | None = None) -> torch.device:
 
 
 def _count(kind: str) -> int:
-    """How many devices of a kind can be used; 0 when its software is not installed or does not load."""
+    """How many devices of a kind can be used; 0 if its software is not installed or does not load."""
     if kind == "cpu":
         return 1
     if kind == "npu":
@@ -63,8 +69,8 @@ def _count(kind: str) -> int:
             return 0
         try:
             importlib.import_module("torch_npu")  # adds torch.npu
-        except (ImportError, RuntimeError) as error:
-            log.warning("torch_npu is installed but does not load: %s", error)
+        except (ImportError, OSError, RuntimeError) as error:  # OSError: a shared library that is damaged
+            logger.warning("torch_npu is installed but does not load: %s", error)
             return 0
     module = torch.get_device_module(kind)
     return module.device_count() if module.is_available() else 0
@@ -98,7 +104,7 @@ def autocast(device: torch.device, dtype: torch.dtype | None):
 
 
 def grad_scaler(device: torch.device, dtype: torch.dtype | None) -> torch.amp.GradScaler:
-    """A scaler that keeps small gradients alive in float16, and that in any precision skips non-finite steps.
+    """A scaler that keeps small gradients from underflowing in float16, and skips non-finite steps in any precision.
 
     Outside float16 its scale is to be held at 1 by `scaler.update(1.0)`. The skipping costs no host sync where the
     optimizer is fused.
@@ -112,17 +118,17 @@ def has_fused_optimizers(device: torch.device) -> bool:
 
 
 def has_onednn(device: torch.device) -> bool:
-    """Whether convolutions on the device are oneDNN's, which likes images stored as NHWC."""
+    """Whether convolutions on the device are oneDNN's, which is fastest on images stored as NHWC."""
     return device.type == "cpu" and torch.backends.mkldnn.is_available()
 
 
 def compile_mode(device: torch.device) -> str:
-    """How `torch.compile` is to make a model fast for evaluation: on a CUDA GPU with CUDA graphs."""
+    """The mode of `torch.compile` for evaluation: on a CUDA GPU the one with CUDA graphs."""
     return "reduce-overhead" if device.type == "cuda" else "default"
 
 
 def is_slow(device: torch.device, dtype: torch.dtype | None) -> bool:
-    """Whether a CPU has no instructions for a 16-bit type and computes in it many times slower: told by trying."""
+    """Whether a CPU without instructions for a 16-bit type computes in it many times slower; measured."""
     if device.type != "cpu" or dtype is None:
         return False
 
@@ -139,10 +145,10 @@ def is_slow(device: torch.device, dtype: torch.dtype | None) -> bool:
 
 
 def warn_if_slow(device: torch.device, dtype: torch.dtype | None) -> None:
-    """Say so where `--amp` would make a program many times slower."""
+    """Warn where a 16-bit type makes a program many times slower."""
     if is_slow(device, dtype):
-        log.warning("WARNING: this CPU has no instructions for %s and takes many times longer than in float32; leave "
-                    "out --amp", str(dtype).removeprefix("torch."))
+        logger.warning("WARNING: this CPU has no instructions for %s and takes many times longer than in float32; "
+                       "leave out --amp", str(dtype).removeprefix("torch."))
 
 
 def allow_tf32(device: torch.device) -> None:
@@ -153,22 +159,28 @@ def allow_tf32(device: torch.device) -> None:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished all queued work."""
     if device.type != "cpu":
         torch.get_device_module(device).synchronize(device)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that tensors on the device have held at once; for the CPU, that the process has."""
-    if device.type == "cpu":
-        import resource  # Unix only, like training
+    """The most memory in bytes that tensors on the device occupied at once; for the CPU, that the process occupied.
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    0 for the CPU on Windows, where Python cannot tell.
+    """
+    if device.type == "cpu":
+        try:
+            import resource
+        except ImportError:
+            return 0
+        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return torch.get_device_module(device).max_memory_allocated(device)
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Have `peak_memory` count from now on; for the CPU on Linux alone."""
+    """Let `peak_memory` measure from now on; for the CPU only on Linux."""
     if device.type == "cpu":
         with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
             file.write("5")
@@ -201,7 +213,7 @@ def random_state(device: torch.device) -> dict:
 
 
 def set_random_state(state: dict, device: torch.device) -> None:
-    """Put all generators back to a `random_state`; that of the device stays as it is if the state has none."""
+    """Restore all generators from a `random_state`; that of the device stays as it is if the state has none."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))

@@ -2,8 +2,10 @@
 import contextlib
 import logging
 import os
+import re
 import sys
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,16 +13,28 @@ from torch import Tensor, nn
 
 from . import device as devices
 from .errors import InputError, UsageError
+from .streams import log_to_stdout
+from .text import first_line, printable
 from .workers import end_workers
 
 
 def local_rank() -> int | None:
-    """This process's number on its machine; None when it was started alone."""
-    return int(os.environ["LOCAL_RANK"]) if "LOCAL_RANK" in os.environ and "RANK" in os.environ else None
+    """This process's number on its machine; None when it was started alone.
+
+    Raises:
+        UsageError: the environment says something else than a number.
+    """
+    if "LOCAL_RANK" not in os.environ or "RANK" not in os.environ:
+        return None
+    text = os.environ["LOCAL_RANK"]
+    if not re.fullmatch("[0-9]{1,6}", text):
+        raise UsageError(f"the environment variable LOCAL_RANK is '{printable(text)}', not a number of a process; "
+                         "start with torchrun, or unset it")
+    return int(text)
 
 
 def start(device: torch.device, timeout_minutes: float) -> None:
-    """Meet the other processes of the job, if the environment says that there are any.
+    """Join the other processes of the job, if the environment says that there are any.
 
     Args:
         timeout_minutes: how long an operation may wait for the others before the job is given up.
@@ -38,14 +52,14 @@ def start(device: torch.device, timeout_minutes: float) -> None:
         dist.init_process_group(devices.backend(device), timeout=timedelta(minutes=timeout_minutes), **options)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"the other processes of the job cannot be reached at {os.environ['MASTER_ADDR']}:"
-                         f"{os.environ['MASTER_PORT']} ({str(error).splitlines()[0]})") from error
+                         f"{os.environ['MASTER_PORT']} ({first_line(error)})") from error
 
 
 def stop() -> None:
-    """End a job that has succeeded: each of several processes exits here, with code 0; a lone one goes on.
+    """End a job that has succeeded: each of several processes exits here, with code 0; a lone process continues.
 
-    Without the interpreter's teardown: gloo's threads outlive `destroy_process_group`, and under them the teardown
-    aborts now and then ("terminate called without an active exception", PyTorch 2.15), which fails the whole job.
+    The interpreter's teardown is skipped: gloo's threads outlive `destroy_process_group`, and with them running the
+    teardown sometimes aborts ("terminate called without an active exception", PyTorch 2.15), which fails the job.
     """
     if active():
         dist.destroy_process_group()
@@ -70,7 +84,7 @@ def world_size() -> int:
 
 
 def mean(value: Tensor) -> Tensor:
-    """The mean of a float tensor over the processes, wherever the tensor lies; one alone gets the tensor back."""
+    """The mean of a float tensor over the processes, on any device; a lone process gets the tensor itself."""
     if world_size() == 1:
         return value
     value = value.detach().clone()
@@ -86,7 +100,7 @@ def total(value: Tensor) -> Tensor:
 
 
 def largest(number: int) -> int:
-    """The largest of the numbers that the processes give, over the CPU: the device need not be waited for."""
+    """The largest of the numbers of all processes; exchanged over the CPU, so that nothing waits for the device."""
     if world_size() == 1:
         return number
     value = torch.tensor(number)
@@ -94,18 +108,18 @@ def largest(number: int) -> int:
     return int(value)
 
 
-def gather(thing) -> list:
-    """What each process gives, in the order of their ranks."""
+def gather(value: Any) -> list:
+    """The values of all processes, in the order of their ranks."""
     if world_size() == 1:
-        return [thing]
-    things = [None] * world_size()
-    dist.all_gather_object(things, thing)
-    return things
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
-def joined(things: list) -> list:
+def joined(values: list) -> list:
     """The lists of all processes as one, in the order of their ranks."""
-    return [thing for share in gather(things) for thing in share]
+    return [value for share in gather(values) for value in share]
 
 
 def share_buffers(model: nn.Module) -> None:
@@ -116,13 +130,13 @@ def share_buffers(model: nn.Module) -> None:
 
 
 def wait_for_all() -> None:
-    """Return when all processes have come here."""
+    """Return when all processes have called this."""
     largest(0)
 
 
 @contextlib.contextmanager
 def job(device: torch.device, timeout_minutes: float):
-    """A context for a script's work as this process of one or several; ends processes of a job that has succeeded.
+    """A context for a script's work in this process, be it alone or one of a job; afterwards as `stop`.
 
     Logging goes to standard output, from the main process alone but for errors.
 
@@ -133,7 +147,7 @@ def job(device: torch.device, timeout_minutes: float):
         UsageError, InputError: as `start` and `peers_watched`.
     """
     start(device, timeout_minutes)
-    logging.basicConfig(level=logging.INFO if rank() == 0 else logging.ERROR, format="%(message)s", stream=sys.stdout)
+    log_to_stdout(logging.INFO if rank() == 0 else logging.ERROR)
     try:
         with peers_watched(timeout_minutes):
             yield

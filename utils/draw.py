@@ -1,4 +1,7 @@
-"""Pictures: overlays, contact sheets. Images are (H, W, 3) uint8 RGB arrays, masks (H, W) bool arrays."""
+"""Pictures for people: overlays, panels, contact sheets.
+
+Images are (H, W, 3) uint8 RGB arrays, masks (H, W) bool arrays.
+"""
 import os
 import textwrap
 
@@ -10,11 +13,15 @@ from PIL import Image, ImageDraw, ImageFont
 
 from . import distributed
 from .color import destandardise
+from .files import replacing
 
 RED = np.array([255, 0, 0])
-SMALLEST_CELL = 200  # pixels; narrower pictures are set apart, or their titles would overlap
+SMALLEST_CELL = 200  # pixels; narrower pictures get a margin, so that their titles do not overlap
+WIDEST_PANEL = 1600  # pixels
+MARGIN = 32  # pixels, at least what a panel has around and between its pictures, for each column
 LONGEST_TEXT = 500  # characters
-PANELS = ("visible", "infrared", "fused", "prediction", "truth")
+TITLES = ("visible", "infrared", "fused", "prediction", "truth")
+PNG_LEVEL = 4  # of zlib: 0.4 times the time of the usual 6, files a tenth larger
 
 
 def to_image(standardised: torch.Tensor) -> np.ndarray:
@@ -24,7 +31,7 @@ def to_image(standardised: torch.Tensor) -> np.ndarray:
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """To (width, height): colours bilinearly, masks by their nearest pixel."""
+    """To (width, height): images bilinearly, masks by their nearest pixel."""
     resample = Image.Resampling.NEAREST if image.dtype == bool else Image.Resampling.BILINEAR
     return np.asarray(Image.fromarray(image).resize(size, resample))
 
@@ -36,12 +43,12 @@ def overlay(image: np.ndarray, mask: np.ndarray, opacity: float = 0.5) -> np.nda
 
 
 def outlined(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """`overlay` with a white line around the mask, which also shows on red objects."""
+    """`overlay` with a white outline around the mask, which is visible on red objects too."""
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     return cv2.drawContours(np.ascontiguousarray(overlay(image, mask)), contours, -1, (255, 255, 255), 1)
 
 
-def contact_sheet(rows: list[tuple[str, list[np.ndarray]]], titles=PANELS, cell: int = 192) -> Image.Image:
+def contact_sheet(rows: list[tuple[str, list[np.ndarray]]], titles=TITLES, cell: int = 192) -> Image.Image:
     """A page with one row of pictures per sample and a sentence above each row.
 
     Args:
@@ -69,8 +76,8 @@ def contact_sheet(rows: list[tuple[str, list[np.ndarray]]], titles=PANELS, cell:
 
 
 def _fit(text: str, font, width: int) -> str:
-    """Cut `text` to `width` pixels on one line; characters the font lacks come out as boxes."""
-    text = " ".join(text.split())[:500]
+    """Cut `text` to `width` pixels on one line; characters that the font lacks are drawn as boxes."""
+    text = " ".join(text.split())[:LONGEST_TEXT]
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:
@@ -78,19 +85,27 @@ def _fit(text: str, font, width: int) -> str:
     return text + "…"
 
 
+def panel_cell(size: tuple[int, int], count: int) -> tuple[int, int]:
+    """The (width, height) at which a panel of `count` pictures of this size is at most WIDEST_PANEL wide."""
+    width, height = size
+    columns = _columns(width, height, count)
+    scale = min(1, (WIDEST_PANEL // columns - MARGIN) / width)
+    return max(1, int(width * scale)), max(1, int(height * scale))
+
+
 def panel(sentence: str, pictures: dict[str, np.ndarray]) -> np.ndarray:
     """A page with the sentence on top and a title above each picture.
 
     Args:
-        sentence: in any alphabet; Chinese and other characters that the font lacks come out as boxes.
-        pictures: by title, (h, w, 3) uint8 each, all of one size; shown pixel by pixel.
+        sentence: in any alphabet; Chinese and other characters that the font lacks are drawn as boxes.
+        pictures: by title, (h, w, 3) uint8 each, all of one size, usually that of `panel_cell`; not scaled.
     Returns:
-        (H, W, 3) uint8: very wide pictures below each other, very high ones in a row, others in two columns.
+        (H, W, 3) uint8: very wide pictures below each other, very tall ones in a row, others in two columns.
     """
     height, width = next(iter(pictures.values())).shape[:2]
-    columns = 1 if width >= 2 * height else len(pictures) if height >= 2 * width else 2
+    columns = _columns(width, height, len(pictures))
     cell = max(width, SMALLEST_CELL)
-    # Of all the fonts that come with our libraries this one knows the most alphabets.
+    # Of the fonts that are installed with our requirements, this one covers the most alphabets.
     file = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
     font = ImageFont.truetype(file, min(max(columns * cell // 55, 13), 48))
     gap, line = round(font.size / 2), round(font.size * 1.5)
@@ -110,6 +125,20 @@ def panel(sentence: str, pictures: dict[str, np.ndarray]) -> np.ndarray:
     return np.asarray(page)
 
 
+def _columns(width: int, height: int, count: int) -> int:
+    return 1 if width >= 2 * height else count if height >= 2 * width else 2
+
+
+def sample_pictures(batch: dict, output, i: int) -> list[np.ndarray]:
+    """Sample `i` of a batch of `data.collate` as pictures in the order of TITLES, the first three without segmenter."""
+    fused = to_image(output.fused[i])
+    pictures = [to_image(batch["vis"][i]), to_image(batch["ir"][i]), fused]
+    if output.logits is None:
+        return pictures
+    predicted = (output.logits[i].argmax(0) == 1).cpu().numpy()
+    return [*pictures, outlined(fused, predicted), outlined(fused, (batch["target"][i] == 1).numpy())]
+
+
 class SampleSheet:
     """Collects the first samples of an evaluation and puts them on a contact sheet.
 
@@ -123,25 +152,25 @@ class SampleSheet:
         self.rows: list[tuple[str, list[np.ndarray]]] = []
 
     def add(self, batch: dict, output) -> None:
-        """Take what is wanted from a batch of `data.collate` and the model's output for it."""
+        """Keep the samples to be shown from a batch of `data.collate` and the model's output for it."""
         for i, row in enumerate(batch["row"].tolist()):
             if row < len(self.questions):
-                fused = to_image(output.fused[i])
-                pictures = [to_image(batch["vis"][i]), to_image(batch["ir"][i]), fused]
-                if output.logits is not None:
-                    predicted = (output.logits[i].argmax(0) == 1).cpu().numpy()
-                    pictures += [outlined(fused, predicted), outlined(fused, (batch["target"][i] == 1).numpy())]
-                self.rows.append((self.questions[row], pictures))
+                self.rows.append((self.questions[row], sample_pictures(batch, output, i)))
 
     def gather(self) -> None:
-        """Join what all processes have collected."""
+        """Join the samples that all processes have collected, in the order of their rows."""
         self.rows = distributed.joined(self.rows)
 
     def page(self) -> np.ndarray | None:
         """The sheet, (H, W, 3) uint8; None if there is nothing on it."""
-        return np.asarray(contact_sheet(self.rows, PANELS[:len(self.rows[0][1])])) if self.rows else None
+        return np.asarray(contact_sheet(self.rows, TITLES[:len(self.rows[0][1])])) if self.rows else None
 
     def save(self, path: str) -> None:
-        """Write the sheet, if there is anything on it."""
+        """Write the sheet as PNG, if there is anything on it.
+
+        Raises:
+            InputError: it cannot be written.
+        """
         if self.rows:
-            Image.fromarray(self.page()).save(path)
+            with replacing(path) as temporary:
+                Image.fromarray(self.page()).save(temporary, "PNG")

@@ -2,6 +2,9 @@
 import contextlib
 import sys
 
+from .streams import tolerant_streams
+from .text import printable_lines
+
 
 class InputError(Exception):
     """Data or weights that cannot be used; ends a script with exit code 1.
@@ -39,14 +42,38 @@ def naming(argument: str):
 
 
 def run(main) -> None:
-    """Call `main()`; turn an InputError into its sentence on stderr, where arguments are flags, and its exit code."""
+    """Call a script's `main()` and exit with the code of how it ended: 0, 1, 2, or 130 after Ctrl-C.
+
+    An InputError becomes its sentence on standard error, where arguments are flags. Characters that a terminal lacks
+    are escaped. A closed pipe on standard output is no error, a full disk there is one.
+    """
+    tolerant_streams()
+    try:
+        code = _code_of(main)
+    except SystemExit as end:
+        code = end.code
+    sys.stdout.flush()
+    if sys.stdout.failed:
+        code = code or 1
+    if code:
+        sys.exit(code)
+
+
+def _code_of(main) -> int:
     try:
         main()
     except InputError as error:
         # A DataLoader worker wraps the sentence in its own traceback; the sentence stands last.
         sentence = str(error).rsplit(f"{type(error).__name__}: ", 1)[-1].strip()
-        print(f"error: {'--' if error.argument else ''}{sentence}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _complain(f"error: {'--' if error.argument else ''}{sentence}")
+        return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _complain("interrupted")
+        return 130
+    return 0
+
+
+def _complain(text: str) -> None:
+    """Print to standard error, without the escape sequences that names and keys of files may hold."""
+    with contextlib.suppress(OSError):
+        print(printable_lines(text), file=sys.stderr)

@@ -1,38 +1,104 @@
 """Files: written whole or not at all, named so that they stay in their folder, moved aside for a new run."""
 import contextlib
+import errno
+import functools
+import hashlib
 import logging
 import os
 import re
+import secrets
+import socket
+import time
 from collections import Counter
 
 from .errors import InputError
+from .text import first_line
 
 logger = logging.getLogger(__name__)
 
 LONGEST_NAME = 200  # bytes; file systems end at 255
+LEFTOVER = r"\.writing-(?P<machine>[0-9a-f]{8})-(?P<process>\d{1,10})-[0-9a-f]{16}\.tmp"
+CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # what no reading can end with
 
 
 @contextlib.contextmanager
-def replacing(path: str):
+def replacing(path: str, durable: bool = True):
     """Give the name of a temporary file beside `path`, which takes its place if the block succeeds and goes if not.
 
-    The file is on the disk before it takes the name, so a power cut leaves the old one or the new one.
+    The temporary file exists, empty and under a name that nobody else has, when the block starts. What processes that
+    were killed left in the folder is removed.
 
+    Args:
+        durable: the file is on the disk before it takes the name, so a power cut leaves the old one or the new one.
+            This takes milliseconds; False does without, for pictures by the thousand, which can be made again.
     Raises:
-        InputError: the file cannot be written.
+        InputError: the file cannot be written, or the block fails with an OSError; the two are told apart.
     """
-    # Always the same name: what a killed process leaves is overwritten by the next.
-    temporary = os.path.join(os.path.dirname(os.path.abspath(path)), f".{os.path.basename(path)}.tmp")
+    folder = os.path.dirname(os.path.abspath(path))
+    temporary = None
     try:
+        remove_leftovers(folder)
+        temporary = _new_file(folder)
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
+    except BrokenPipeError:  # of what the block prints
+        raise
     except OSError as error:
-        raise InputError(f"{path}: it cannot be written ({error.strerror or error})") from error
+        reason = error.strerror or first_line(error)
+        if temporary is None or error.errno in CANNOT_WRITE or error.filename in (temporary, path):
+            raise InputError(f"{path}: it cannot be written ({reason})") from error
+        source = f"{error.filename}: " if error.filename else ""
+        raise InputError(f"{path}: it was not written, because of another error ({source}{reason})") from error
     finally:
-        with contextlib.suppress(OSError):  # it has taken its place, or was never made
-            os.remove(temporary)
+        if temporary:
+            with contextlib.suppress(OSError):  # it has taken its place
+                os.remove(temporary)
+
+
+def _new_file(folder: str) -> str:
+    """Create an empty file that did not exist, readable by whom the umask allows."""
+    path = os.path.join(folder, f".writing-{machine_name()}-{os.getpid()}-{secrets.token_hex(8)}.tmp")
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return path
+
+
+@functools.cache  # once for each folder
+def remove_leftovers(folder: str) -> None:
+    """Remove temporary files of `replacing` whose process is dead, or which are older than a day."""
+    for name in os.listdir(folder):
+        if not (match := re.fullmatch(LEFTOVER, name)):
+            continue
+        path = os.path.join(folder, name)
+        with contextlib.suppress(OSError):  # another process may have removed it
+            here = match["machine"] == machine_name()
+            old = time.time() - os.lstat(path).st_mtime > 24 * 60 * 60
+            if old or here and not _is_running(int(match["process"])):
+                os.remove(path)
+
+
+def _is_running(process: int) -> bool:
+    """Whether there is a process of this number on this machine."""
+    if os.name != "posix":  # elsewhere `os.kill` would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+@functools.cache
+def machine_name() -> str:
+    """A short name for this machine or container, since process numbers mean nothing on another."""
+    name = socket.gethostname()
+    with contextlib.suppress(OSError):  # only Linux has it
+        name += os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:8]
 
 
 def set_aside(folder: str, pattern: str) -> None:
@@ -40,6 +106,8 @@ def set_aside(folder: str, pattern: str) -> None:
 
     Args:
         pattern: regular expression; files and folders whose whole name matches are moved.
+    Raises:
+        InputError: they cannot be moved.
     """
     left = [name for name in os.listdir(folder) if re.fullmatch(pattern, name)]
     if not left:
@@ -47,14 +115,18 @@ def set_aside(folder: str, pattern: str) -> None:
     number = 1
     while os.path.exists(aside := os.path.join(folder, f"earlier_run_{number}")):
         number += 1
-    os.mkdir(aside)
-    for name in left:
-        os.rename(os.path.join(folder, name), os.path.join(aside, name))
+    try:
+        os.mkdir(aside)
+        for name in left:
+            os.rename(os.path.join(folder, name), os.path.join(aside, name))
+    except OSError as error:
+        raise InputError(f"{folder}: results of an earlier run cannot be moved to {aside} ({error.strerror})"
+                         ) from error
     logger.info("%s held results of an earlier run, which are now in %s", folder, aside)
 
 
 def file_stem(name: str) -> str:
-    """`name` as a plain file name: whatever the data say, no path. Separators and control characters become _."""
+    """`name` as a file name that is no path, whatever it holds: separators and control characters become _."""
     stem = re.sub(r"[/\\\x00-\x1f\x7f]", "_", name).lstrip(".")  # no hidden files
     stem = stem.encode("utf-8", "replace")[:LONGEST_NAME].decode("utf-8", "ignore")
     return stem or "_"

@@ -6,23 +6,44 @@ import re
 import sys
 
 from .errors import UsageError
+from .sizes import LARGEST_SIDE, SMALLEST_SIDE, TOO_SMALL
+from .text import LONGEST_LINE, printable
 
 BERT = "./bert/pretrained_weights/bert-base-uncased"
 SPLITS = ("train", "val", "test")
+RANDOM_IF_EMPTY = ("ck_bert", "ck_prefusion", "init_from", "init_from_lavt_one", "pretrained_swin_weights")
+PICTURE_KINDS = ("fused", "mask", "overlay", "panel")  # that predict.py writes
+
+
+class Ignored(argparse.Action):
+    """A flag that is accepted and has no effect."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        pass
 
 
 class ArgumentParser(argparse.ArgumentParser):
     """argparse's, but a wrong command line is one sentence, and `-` and `_` in the names of flags are the same.
 
     The published command lines have flags of both kinds.
+
+    Args:
+        elsewhere: flags of other programs, spelt with `_`, and for each what to do instead, for the error message.
     """
 
+    def __init__(self, *args, elsewhere: dict[str, str] | None = None, **options):
+        super().__init__(*args, **options)
+        self.elsewhere = elsewhere or {}
+
     def error(self, message: str):
-        self.exit(UsageError.exit_code, f"error: {message.rstrip('.')}; see --help\n")
+        self.exit(UsageError.exit_code, f"error: {printable(message.rstrip('.'), LONGEST_LINE)}; see --help\n")
 
     def parse_known_args(self, args=None, namespace=None):
         words = list(sys.argv[1:] if args is None else args)
         end = words.index("--") if "--" in words else len(words)  # what follows are no flags
+        for name in (word.partition("=")[0] for word in words[:end]):
+            if advice := self.elsewhere.get(f"--{name[2:].replace('-', '_')}" if name.startswith("--") else name):
+                self.error(f"argument {name}: there is no such flag here; {advice}")
         return super().parse_known_args([*map(self._as_declared, words[:end]), *words[end:]], namespace)
 
     def _as_declared(self, word: str) -> str:
@@ -34,33 +55,44 @@ class ArgumentParser(argparse.ArgumentParser):
         return word
 
 
-def at_least(least: float, kind: type = int):
-    """An argparse type: a finite number of `kind` (int or float) from `least` on."""
+def at_least(least: float, kind: type = int, most: float | None = None):
+    """An argparse type: a number of `kind` (int or float) from `least` on, up to `most`.
+
+    By default `most` is 2³¹ − 1 for an int and 10³⁰ for a float, so that sums and products can be represented.
+    """
+    if most is None:
+        most = 2 ** 31 - 1 if kind is int else 1e30
+
     def parse(text: str):
         try:
-            value = kind(text)
+            value = kind(text) if text.isascii() else math.nan
         except ValueError:
             value = math.nan
-        if not least <= value < math.inf:
-            raise argparse.ArgumentTypeError(f"must be a{' whole' if kind is int else ''} number of at least {least}, "
-                                             f"not {text!r}")
+        if not least <= value <= most:
+            limit = f"at most {most}" if value > most else f"at least {least}"
+            raise argparse.ArgumentTypeError(f"must be a{' whole' if kind is int else ''} number of {limit}, not "
+                                             f"'{printable(text, 40)}'")
         return value
     return parse
+
+
+seed = at_least(0, most=2 ** 63 - 1)
 
 
 def image_size(text: str) -> int:
     """An argparse type: a side in pixels that the segmenter can work on."""
     value = at_least(1)(text)
-    if value <= 32:
-        raise argparse.ArgumentTypeError(f"{value} is too small: at 32 px and below the last Swin stage is a single "
-                                         "position, on which InstanceNorm cannot work; take 33 or more")
+    if value < SMALLEST_SIDE:
+        raise argparse.ArgumentTypeError(f"{value} is too small: {TOO_SMALL}; take {SMALLEST_SIDE} or more")
+    if value > LARGEST_SIDE:
+        raise argparse.ArgumentTypeError(f"{value} is too large: take at most {LARGEST_SIDE}")
     return value
 
 
 def heads_by_stage(text: str) -> str:
     """An argparse type: attention heads of the four stages as in `4-4-4-4`, or nothing; the text itself is kept."""
-    if text and not re.fullmatch(r"[1-9]\d*(-[1-9]\d*){3}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not four numbers of heads, as in 4-4-4-4")
+    if text and not re.fullmatch(r"[1-9][0-9]{0,5}(-[1-9][0-9]{0,5}){3}", text):
+        raise argparse.ArgumentTypeError(f"'{printable(text, 40)}' is not four numbers of heads, as in 4-4-4-4")
     return text
 
 
@@ -73,6 +105,14 @@ def thresholds(text: str) -> tuple[float, ...]:
     if not all(0 <= value <= 1 for value in values):
         raise argparse.ArgumentTypeError(f"must be numbers between 0 and 1 separated by commas, not {text!r}")
     return values
+
+
+def picture_kinds(text: str) -> tuple[str, ...]:
+    """An argparse type: one or more of PICTURE_KINDS, separated by commas."""
+    kinds = [kind.strip() for kind in text.split(",")]
+    if not set(kinds) <= set(PICTURE_KINDS):
+        raise argparse.ArgumentTypeError(f"must be some of {','.join(PICTURE_KINDS)} separated by commas, not {text!r}")
+    return tuple(kind for kind in PICTURE_KINDS if kind in kinds)
 
 
 def proportions(text: str) -> list[float]:
@@ -99,14 +139,27 @@ def split_files(folder: str) -> list[str]:
     return [os.path.join(folder, f"mm_ris_{name}.parquet") for name in SPLITS]
 
 
+def refuse_existing(files: list[str], overwrite: bool) -> None:
+    """Check that results replace nothing, unless that was asked for.
+
+    Raises:
+        UsageError: one of the files exists, and `--overwrite` was not given.
+    """
+    there = [file for file in files if os.path.lexists(file)]
+    if there and not overwrite:
+        raise UsageError(f"--out: {there[0]} is there already; choose another place, or --overwrite")
+
+
 def require_existing(args: argparse.Namespace, *names: str) -> None:
-    """Check that each named flag, unless it is empty, points to a file or folder.
+    """Check that each named flag points to a file or folder; those of RANDOM_IF_EMPTY may be empty.
 
     Raises:
         UsageError: naming the flag and the path.
     """
     for name in names:
         path = getattr(args, name)
+        if not path and name not in RANDOM_IF_EMPTY:
+            raise UsageError(f"--{name}: the path is empty; name a file or folder")
         if path and not os.path.exists(path):
             raise UsageError(f"--{name}: there is no {path!r}; README.md, \"Data and weights\", says where to get it")
 
@@ -122,7 +175,7 @@ def find_resume(resume: str, output_dir: str) -> str:
         return last if os.path.isfile(last) else ""
     if resume and not os.path.isfile(resume):
         raise UsageError(f"--resume: there is no file {resume!r}; --resume auto takes last.pth in --output-dir, if it "
-                         "is there")
+                         "exists")
     return resume
 
 
@@ -132,6 +185,8 @@ def make_folder(path: str, flag: str) -> None:
     Raises:
         UsageError: it cannot be made or written to.
     """
+    if not path:
+        raise UsageError(f"{flag}: the path is empty; name a folder")
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
@@ -144,10 +199,11 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that default to what a checkpoint says; absent from the result unless given."""
     stored = "default: as stored in the checkpoint, else"
     parser.add_argument("--bert_tokenizer", default=argparse.SUPPRESS,
-                        help=f"folder with BERT's vocabulary ({stored} {BERT})")
+                        help="folder with BERT's vocabulary; serves for --ck_bert too, unless that is given "
+                             f"({stored} {BERT})")
     parser.add_argument("--ck_bert", default=argparse.SUPPRESS,
-                        help="folder with BERT's configuration; its weights are read only if the checkpoint has no "
-                             f"text encoder ({stored} {BERT})")
+                        help="folder with BERT's configuration, likewise; its weights are read only if the checkpoint "
+                             f"has no text encoder ({stored} {BERT})")
     parser.add_argument("--img_size", type=image_size, default=argparse.SUPPRESS,
                         help=f"side of the square network input in pixels; above 32 ({stored} 480)")
     parser.add_argument("--mha", type=heads_by_stage, default=argparse.SUPPRESS,

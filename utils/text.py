@@ -1,6 +1,7 @@
 """Words for people: counts with their nouns, and text of unknown origin made safe to print."""
 
 LONGEST = 200  # characters of a name, key or sentence from a file that a message shows
+LONGEST_LINE = 10_000  # characters of a line of a message
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
@@ -23,7 +24,20 @@ def printable(text: object, longest: int = LONGEST) -> str:
     Returns:
         The text with what is not printable (control characters, lone surrogates) escaped, as in `\x1b`.
     """
-    text = str(text)
+    try:
+        text = str(text)
+    except ValueError:  # an int of more than 4300 digits
+        text = f"a very large {type(text).__name__}"
     cut = text[:longest] + "…" * (len(text) > longest)
     return "".join(character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
                    for character in cut)
+
+
+def printable_value(value: object) -> str:
+    """A value as in Python code, text in quotes, and as `printable`."""
+    return f"'{printable(value)}'" if isinstance(value, str) else printable(value)
+
+
+def printable_lines(text: str) -> str:
+    """Several lines as they may be printed in a terminal, each as `printable` gives it, but up to LONGEST_LINE."""
+    return "\n".join(printable(line, LONGEST_LINE) for line in text.split("\n"))

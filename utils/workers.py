@@ -2,15 +2,19 @@
 import multiprocessing
 import signal
 
+# Ask a program to end; not every system has every signal.
+STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+
 
 def end_workers() -> None:
     """Kill the processes that load data, if an error has left any; they ignore the signal that Python would send."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would take their end for another error
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch would take their end for another error
     for process in multiprocessing.active_children():
         process.kill()
 
 
 def leave_signals_to_the_parent(_worker: int = 0) -> None:
-    """For a DataLoader's workers: the scheduler signals them too, but they must serve until the step is done."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    """Ignore signals in a DataLoader's worker: a scheduler signals it too, but its data are needed to end the step."""
+    for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)

@@ -13,16 +13,20 @@ import pyarrow.parquet as pq
 from utils.errors import InputError
 from utils.files import replacing
 from utils.progress import progress_bar
-from utils.text import counted
+from utils.text import counted, printable
 
 from ..columns import SCHEMA
-from ..decode import decode_image
+from ..decode import decode_image, read_mask
+from ..pairing import INFRARED_WORDS, MASK_WORDS, VISIBLE_WORDS
 from ..parquet_rows import ROWS_PER_GROUP
-from .annotations import Entry, Folder, mask_from_file, mask_from_polygon, mask_from_rle, read_table
-from .row_checks import marked_as_turned
+from ..pictures import oddities_of_pair, orientation, read_bytes
+from .folders import Folder, Partners
+from .outputs import check_outputs
+from .shapes import mask_from_polygon, mask_from_rle
 from .splitting import split_by_image
+from .tables import Entry, read_table
 
-SHOWN = 20  # mistakes told one by one
+SHOWN = 20  # mistakes listed one by one
 
 
 class Item(NamedTuple):
@@ -42,10 +46,10 @@ class Mistakes:
         self.count = 0
         self._sentences: list[str] = []
 
-    def add(self, place: str, reason: str) -> None:
+    def add(self, where: str, reason: str) -> None:
         self.count += 1
         if self.count <= SHOWN:
-            self._sentences.append(f"{place}: {reason}")
+            self._sentences.append(f"{where}: {reason}")
 
     def stop_if_any(self) -> None:
         """Raises:
@@ -65,42 +69,39 @@ def build(table: str, folders: tuple[str, str, str], outs: list[str], shares: li
     The whole table is in memory, one group of rows of images for each file, never more.
 
     Args:
-        table: see `annotations.read_table`.
+        table: see `tables.read_table`.
         folders: of the visible images, the infrared images and the masks.
         outs: the files to write.
         shares: of the images, for each file, adding up to 1; images that share a file's content stay together.
         seed: of the choice; the same images, shares and seed give the same parts, whatever the table's order.
     Returns:
-        What to tell: a sentence on each file, and on what looks odd.
+        A sentence on each file that was written, and on each kind of oddity.
     Raises:
-        InputError: mistakes in table, images or masks, each with its place.
-        UsageError: there are fewer images than parts.
+        InputError: mistakes in table, images or masks, each with the line or entry.
+        UsageError: there are fewer images than parts; or a file to write lies in no folder or is read, too.
     """
+    check_outputs(outs, [table])
     items, notes = find_files(table, folders)
+    check_outputs(outs, [table, *{path for item in items for path in (item.visible, item.infrared, item.mask) if path}])
     parts = [0] * len(items)
     if len(outs) > 1:
-        part_of = split_by_image(contents(items), shares, seed)
+        part_of = split_by_image(digests_of(items), shares, seed)
         parts = [part_of[item.name] for item in items]
     return write(items, parts, outs) + notes
 
 
 def find_files(table: str, folders: tuple[str, str, str]) -> tuple[list[Item], list[str]]:
-    """Read the table and find the files of each entry; also what to tell about files that no entry names."""
-    visible, infrared, masks = Folder(folders[0]), Folder(folders[1]), Folder(folders[2], more=(".npy",))
-    items, mistakes = [], Mistakes()
+    """Read the table and find the files of each entry; also sentences on what looks odd."""
+    find, items, mistakes = Finder(folders), [], Mistakes()
     try:
-        for place, entry in read_table(table):
+        for where, entry in read_table(table):
             if isinstance(entry, str):
-                mistakes.add(place, entry)
+                mistakes.add(where, entry)
                 continue
             try:
-                name = visible.find(entry.image)
-                mask = None
-                if entry.shape in (None, "mask"):
-                    mask = masks.files[masks.find(entry.value or entry.image)]
-                items.append(Item(entry, name, visible.files[name], infrared.files[infrared.find(entry.image)], mask))
+                items.append(find.files_of(entry))
             except ValueError as error:
-                mistakes.add(place, str(error))
+                mistakes.add(where, str(error))
     except ValueError as error:
         raise InputError(f"{table}: {error}") from error
     except OSError as error:
@@ -108,13 +109,42 @@ def find_files(table: str, folders: tuple[str, str, str]) -> tuple[list[Item], l
     mistakes.stop_if_any()
     if not items:
         raise InputError(f"{table}: there are no entries in it")
-    unused = sorted(visible.files.keys() - {item.name for item in items})
-    if not unused:
-        return items, []
-    return items, [f"note: no entry names {counted(len(unused), 'image')} in {folders[0]}, the first is {unused[0]}"]
+    notes = []
+    if by_category := [item.entry for item in items if item.entry.by_category]:
+        notes.append(f"note: the expression is no more than the name of a category or label for "
+                     f"{counted(len(by_category), 'object')}, the first is {by_category[0].where}: "
+                     f"{printable(by_category[0].expression)}")
+    unused = sorted(find.visible.files.keys() - {item.name for item in items})
+    if unused:
+        notes.append(f"note: no entry names {counted(len(unused), 'image')} in {folders[0]}, the first is "
+                     f"{printable(unused[0])}")
+    return items, notes
 
 
-def contents(items: list[Item]) -> Iterator[tuple[str, list[bytes]]]:
+class Finder:
+    """Finds the files that belong to an entry in the folders of visible images, infrared images and masks."""
+
+    def __init__(self, folders: tuple[str, str, str]):
+        self.visible, infrared, self._masks = Folder(folders[0]), Folder(folders[1]), Folder(folders[2], arrays=True)
+        self._infrared_of = Partners(self.visible, infrared, (VISIBLE_WORDS, INFRARED_WORDS))
+        self._mask_of = Partners(self.visible, self._masks, (VISIBLE_WORDS, MASK_WORDS))
+        self._infrared = infrared
+
+    def files_of(self, entry: Entry) -> Item:
+        """Raises:
+            ValueError: a file is missing or not the only one that fits.
+        """
+        name = self.visible.find(entry.image)
+        mask = None
+        if entry.shape is None:
+            mask = self._masks.files[self._mask_of.find(name)]
+        elif entry.shape == "mask":
+            mask = self._masks.files[self._masks.find(entry.value)]
+        infrared = self._infrared.files[self._infrared_of.find(name)]
+        return Item(entry, name, self.visible.files[name], infrared, mask)
+
+
+def digests_of(items: list[Item]) -> Iterator[tuple[str, list[bytes]]]:
     """Name and digests of each image, for `split_by_image`."""
     images = {item.name: (item.visible, item.infrared) for item in items}
     for name in progress_bar(sorted(images), desc="comparing images", unit="image"):
@@ -125,12 +155,12 @@ def contents(items: list[Item]) -> Iterator[tuple[str, list[bytes]]]:
 
 
 def write(items: list[Item], parts: list[int], outs: list[str]) -> list[str]:
-    """Write item i as row of `outs[parts[i]]`; return what to tell. Parts without items are not written."""
+    """Write item i as a row of `outs[parts[i]]`; return sentences. Parts without items are not written."""
     mistakes, maker = Mistakes(), RowMaker()
     rows, images = Counter(parts), [set() for _ in outs]
     with contextlib.ExitStack() as stack:
         temporary = {part: stack.enter_context(replacing(outs[part])) for part in sorted(rows)}
-        # Entered later, so left earlier: all files are complete before the first takes its place.
+        # Entered later, so left earlier: all files are complete before the first is put in its place.
         writers = {part: stack.enter_context(pq.ParquetWriter(path, SCHEMA)) for part, path in temporary.items()}
         waiting = {part: [] for part in rows}
         bar = progress_bar(items, desc="writing", unit="row")
@@ -138,7 +168,7 @@ def write(items: list[Item], parts: list[int], outs: list[str]) -> list[str]:
             try:
                 row = maker.make(item, index)
             except ValueError as error:
-                mistakes.add(item.entry.place, str(error))
+                mistakes.add(item.entry.where, str(error))
             if mistakes.count:
                 continue  # nothing will be written; look for further mistakes
             images[part].add(item.name)
@@ -150,9 +180,9 @@ def write(items: list[Item], parts: list[int], outs: list[str]) -> list[str]:
         for part, left in waiting.items():
             if left:
                 writers[part].write_table(pa.Table.from_pylist(left, SCHEMA))
-    told = [f"wrote {outs[part]}: {counted(rows[part], 'row')}, {counted(len(images[part]), 'image')}"
-            for part in sorted(rows)]
-    return told + maker.notes()
+    written = [f"wrote {outs[part]}: {counted(rows[part], 'row')}, {counted(len(images[part]), 'image')}"
+               for part in sorted(rows)]
+    return written + maker.notes()
 
 
 class RowMaker:
@@ -174,12 +204,15 @@ class RowMaker:
         if self._pair != pair:
             self._pair = None
             visible, infrared = read_file(item.visible), read_file(item.infrared)
-            self._size = decoded(item.visible, visible).shape[:2]
+            pictures = decoded(item.visible, visible), decoded(item.infrared, infrared)
+            self._size = pictures[0].shape[:2]
             for path, content in zip(pair, (visible, infrared), strict=True):
-                if marked_as_turned(content):
+                if orientation(content) != 1:
                     self._note("an EXIF note says to turn the image, which readers of these files do not do", path)
-            if decoded(item.infrared, infrared).shape[:2] != self._size:
+            if pictures[1].shape[:2] != self._size:
                 self._note("the infrared image has another size than the visible one", item.visible)
+            for oddity in oddities_of_pair(*pictures):
+                self._note(oddity, item.infrared)
             self._cells = {"image_name": item.name, "visible_image": visible, "infrared_image": infrared}
             self._pair = pair
         mask = io.BytesIO()
@@ -194,14 +227,18 @@ class RowMaker:
         else:
             content = read_file(item.mask)
             try:
-                mask = mask_from_file(content, item.mask)
+                mask, note = read_mask(content)
             except ValueError as error:
-                raise ValueError(f"{item.mask} cannot be decoded as a mask: {error}") from error
+                raise ValueError(f"{printable(item.mask)} {error}") from error
+            if note:
+                self._note(f"the mask {note}", item.mask)
             if mask.shape != self._size:
-                raise ValueError(f"{item.mask} has {mask.shape[1]} x {mask.shape[0]} pixels, but {item.visible} has "
-                                 f"{width} x {height} as it is stored")
+                raise ValueError(f"{printable(item.mask)} has {mask.shape[1]} x {mask.shape[0]} pixels, but "
+                                 f"{printable(item.visible)} has {width} x {height} as it is stored")
         if not mask.any():
-            self._note("the mask is empty", item.entry.place)
+            self._note("the mask is empty", item.entry.where)
+        elif mask.all():
+            self._note("the mask covers the whole image", item.entry.where)
         return mask
 
     def _note(self, what: str, where: str) -> None:
@@ -209,20 +246,19 @@ class RowMaker:
         self._odd[what] = count + 1, first
 
     def notes(self) -> list[str]:
-        return [f"note: {what}: {where}" + f", and {count - 1} more" * (count > 1)
+        return [f"note: {what}: {printable(where)}" + f", and {count - 1} more" * (count > 1)
                 for what, (count, where) in self._odd.items()]
 
 
 def read_file(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror})") from error
+        return read_bytes(path)
+    except ValueError as error:
+        raise ValueError(f"{printable(path)}: {error}") from error
 
 
 def decoded(path: str, content: bytes) -> np.ndarray:
     try:
         return decode_image(content)
     except ValueError as error:
-        raise ValueError(f"{path} cannot be decoded as an image: {error}") from error
+        raise ValueError(f"{printable(path)} cannot be decoded as an image: {error}") from error

@@ -1,11 +1,16 @@
-"""What `checking.Checker` found: a table for the terminal, a report for programs, a page to look at."""
+"""What `checking.Checker` found: a summary for the terminal, a report for programs, a page to look at."""
 import json
 import os
 from collections import Counter
 
+import numpy as np
+
+from bert import MAX_TOKENS
 from utils.draw import contact_sheet, outlined
 from utils.files import replacing
+from utils.text import printable
 
+from ..object_sizes import small_objects
 from .checking import AREAS, Checker, DataSet
 from .row_checks import ERROR
 
@@ -21,37 +26,44 @@ def write_report(path: str, checker: Checker) -> None:
         "sets": [{
             "path": data.path, "files": data.files, "rows": data.rows, "unusable_rows": data.unusable,
             "rows_with_warnings": data.with_warnings, "has_index": data.has_index, "images": len(data.expressions),
-            "expressions_per_image": counted(data.expressions.values()),
+            "expressions_per_image": histogram(data.expressions.values()),
             "words_per_expression": dict(sorted(data.words.items())),
             "visible_sizes": {f"{width}x{height}": count for (width, height), count in data.sizes.most_common()},
-            "mask_area": {"upper_edges": AREAS, "rows": [data.areas[bin_] for bin_ in range(len(AREAS))]},
+            "mask_area": {"upper_edges": AREAS, "rows": data.area_histogram(), "median": median_area(data)},
+            "cut_sentences": data.cut_sentences,
         } for data in checker.sets],
         "problems": [{"file": found.file, "row": found.row, **found.problem._asdict()} for found in checker.findings],
     }
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
         json.dump(report, file, indent=1, ensure_ascii=False)
+
+
+def median_area(data: DataSet) -> float | None:
+    """Of the objects' shares of their images, empty masks aside; None without any."""
+    areas = np.asarray(data.areas)
+    return float(np.median(areas[areas > 0])) if (areas > 0).any() else None
 
 
 def write_sheet(path: str, samples: list) -> None:
     """The samples as a page: both images, and the object outlined on each."""
     rows = []
     for file, row, sentence, (visible, infrared, mask) in samples:
-        rows.append((f"{os.path.basename(file)}, row {row}: {sentence}",
+        rows.append((f"{printable(os.path.basename(file))}, row {row}: {printable(sentence)}",
                      [visible, infrared, outlined(visible, mask), outlined(infrared, mask)]))
     with replacing(path) as temporary:
         contact_sheet(rows, PANELS, THUMBNAIL).save(temporary, "PNG")
 
 
-def counted(values) -> dict[int, int]:
+def histogram(values) -> dict[int, int]:
     """How often each value occurs, the smallest first."""
     return dict(sorted(Counter(values).items()))
 
 
 def summary(sets: list[DataSet]) -> str:
     """A table with a column for each data set."""
-    names = [os.path.basename(os.path.normpath(data.path)) for data in sets]
+    names = [printable(os.path.basename(os.path.normpath(data.path))) for data in sets]
     if len(set(names)) < len(names):
-        names = [data.path for data in sets]
+        names = [printable(data.path) for data in sets]
     lines = [("", names)]
     for label, value in (
         ("rows", lambda data: data.rows),
@@ -62,18 +74,31 @@ def summary(sets: list[DataSet]) -> str:
         ("image width x height: smallest", lambda data: size_text(data.sizes, min)),
         ("  most common", lambda data: size_text(data.sizes, lambda sizes, key: data.sizes.most_common(1)[0][0])),
         ("  largest", lambda data: size_text(data.sizes, max)),
-        ("expressions per image: fewest, mean, most", lambda data: spread(counted(data.expressions.values()))),
+        ("expressions per image: fewest, mean, most", lambda data: spread(histogram(data.expressions.values()))),
         ("words per expression: fewest, mean, most", lambda data: spread(data.words)),
-        ("object's share of the image: empty mask", lambda data: bar(data.areas[0], data.rows)),
+        (f"expressions cut at {MAX_TOKENS} word pieces", lambda data: data.cut_sentences),
+        ("object's share of the image: empty mask", lambda data: bar(data.area_histogram()[0], data.rows)),
     ):
-        lines.append((label, [str(value(data)) for data in sets]))
+        cells = [value(data) for data in sets]
+        if any(cell is not None for cell in cells):
+            lines.append((label, ["-" if cell is None else str(cell) for cell in cells]))
     for number in range(1, len(AREAS)):
         label = f"  {100 * AREAS[number - 1]:g} to {100 * AREAS[number]:g} %"
-        lines.append((label, [bar(data.areas[number], data.rows) for data in sets]))
+        lines.append((label, [bar(data.area_histogram()[number], data.rows) for data in sets]))
     width = max(len(label) for label, _ in lines)
     widths = [max(len(cells[column]) for _, cells in lines) for column in range(len(sets))]
     return "\n".join("  ".join([f"{label:<{width}}", *(f"{cell:>{w}}" for cell, w in zip(cells, widths, strict=True))])
                      for label, cells in lines)
+
+
+def conclusions(sets: list[DataSet], img_size: int) -> list[str]:
+    """What the statistics mean for training, a sentence for each data set that they say something about.
+
+    Args:
+        img_size: side of the networks' input in pixels.
+    """
+    return [f"{printable(data.path)}: {sentence}" for data in sets
+            if (sentence := small_objects(data.areas, img_size))]
 
 
 def size_text(sizes: dict, pick) -> str:

@@ -1,4 +1,5 @@
 """All rows of parquet data sets, checked by several processes: problems, statistics, and samples to look at."""
+from array import array
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -9,14 +10,15 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from bert import Tokenizer
 from utils.errors import InputError
 from utils.progress import progress_bar
-from utils.text import first_line
+from utils.text import LONGEST_LINE, first_line, printable
 
 from ..cells import column_problem, plain_rows
 from ..columns import IMAGES, MASK, TEXT
 from ..parquet_rows import find_parquet, open_parquet
-from .row_checks import ERROR, WARNING, Facts, Problem, check_row
+from .row_checks import ERROR, WARNING, CheckedRow, Problem, check_row
 
 BYTES = (*IMAGES, MASK)
 ROWS_PER_JOB = 4  # what a process gets at a time, and so what a set with large images costs in memory
@@ -33,7 +35,7 @@ class Finding(NamedTuple):
     def __str__(self) -> str:
         row = "" if self.row is None else f": row {self.row}"
         column = f"{self.problem.column} " if self.problem.column else ""
-        return f"{self.file}{row}: {column}{self.problem.reason}"
+        return f"{printable(self.file)}{row}: {printable(column + self.problem.reason, LONGEST_LINE)}"
 
 
 @dataclass
@@ -49,9 +51,14 @@ class DataSet:
     words: Counter = field(default_factory=Counter)  # in an expression
     expressions: Counter = field(default_factory=Counter)  # of an image, by the digests of its pixels
     sizes: Counter = field(default_factory=Counter)  # (width, height) of the visible images
-    areas: Counter = field(default_factory=Counter)  # position in AREAS
+    areas: array = field(default_factory=lambda: array("d"))  # the objects' shares of their images, 0 to 1
+    cut_sentences: int | None = None  # with more word pieces than BERT gets here; None: there is no vocabulary to tell
     indices: set = field(default_factory=set)
-    said: dict = field(default_factory=dict)  # (image, expression): digest of its mask, place
+    first_rows: dict = field(default_factory=dict)  # (images, expression): digest of the mask, file and row
+
+    def area_histogram(self) -> list[int]:
+        """How many objects lie above the previous and up to each of AREAS; empty masks are in the first place."""
+        return np.bincount(np.searchsorted(AREAS, self.areas), minlength=len(AREAS)).tolist()
 
 
 class Job(NamedTuple):
@@ -65,9 +72,9 @@ class Job(NamedTuple):
 
 
 class Checker:
-    """Goes once through all rows of some data sets.
+    """Reads all rows of some data sets once.
 
-    What stays in memory is a few numbers and digests for each row, and the rows that the processes work on.
+    It keeps a few numbers and digests of each row in memory, and the rows that the processes work on.
 
     Attributes, complete once `run` has returned:
         sets: a DataSet for each path.
@@ -79,11 +86,14 @@ class Checker:
         workers: processes; 0: this one alone.
         samples: how many rows to make thumbnails of.
         thumbnail: their width in pixels.
+        tokenizer: with BERT's vocabulary, to count the sentences that are longer than what it reads.
     Raises:
         InputError: there is nothing of a path's name, or no parquet file in a folder.
     """
 
-    def __init__(self, paths: list[str], workers: int, samples: int, thumbnail: int):
+    def __init__(self, paths: list[str], workers: int, samples: int, thumbnail: int,
+                 tokenizer: Tokenizer | None = None):
+        self._tokenizer = tokenizer
         self.sets = [DataSet(path, find_parquet(path)) for path in paths]
         self.findings: list[Finding] = []
         self.samples: list[tuple[str, int, str, list[np.ndarray]]] = []
@@ -105,10 +115,12 @@ class Checker:
             InputError: a process has died, as it does when memory runs out.
         """
         with progress_bar(total=self._total, desc="checking", unit="row") as bar:
-            for job, facts in self._answers():
-                for offset, ((cells, _), fact) in enumerate(zip(job.rows, facts, strict=True)):
-                    self._take(job.data, job.file, job.first + offset, cells, fact)
-                bar.update(len(facts))
+            for job, checked in self._answers():
+                for offset, ((cells, _), found) in enumerate(zip(job.rows, checked, strict=True)):
+                    self._take(job.data, job.file, job.first + offset, cells, found)
+                if self._tokenizer:
+                    self._count_cut_sentences(job)
+                bar.update(len(checked))
 
     def _open(self, data: DataSet, file: str) -> int | None:
         """Check the columns of a file; return the number of its rows, or None if they cannot be read."""
@@ -148,7 +160,7 @@ class Checker:
                 first += len(rows_here)
             row += rows
 
-    def _answers(self) -> Iterator[tuple[Job, list[Facts]]]:
+    def _answers(self) -> Iterator[tuple[Job, list[CheckedRow]]]:
         """Each job and what was found, in order; a few jobs ahead in other processes."""
         if not self._workers:
             for job in self._jobs():
@@ -164,48 +176,55 @@ class Checker:
                 yield self._answer(*waiting.popleft())
 
     @staticmethod
-    def _answer(job: Job, future) -> tuple[Job, list[Facts]]:
+    def _answer(job: Job, future) -> tuple[Job, list[CheckedRow]]:
         try:
             return job, future.result()
         except BrokenProcessPool as error:
             raise InputError(f"{job.file}: a process died near row {job.first}, as when memory runs out; "
-                             "try with a smaller -j") from error
+                             "try fewer worker processes") from error
 
-    def _take(self, data: DataSet, file: str, row: int, cells: dict, facts: Facts) -> None:
+    def _take(self, data: DataSet, file: str, row: int, cells: dict, found: CheckedRow) -> None:
         """Add one row to the statistics, and compare it with those before."""
         before = len(self.findings)
-        for problem in facts.problems:
+        for problem in found.problems:
             self._report(file, row, *problem)
-        visible = facts.images[0]
+        visible = found.images[0]
         data.rows += 1
-        data.unusable += not facts.usable
-        data.words[facts.words] += 1
-        if facts.area is not None:
-            data.areas[int(np.searchsorted(AREAS, facts.area))] += 1
+        data.unusable += not found.usable
+        data.words[found.words] += 1
+        if found.area is not None:
+            data.areas.append(found.area)
         if visible is not None:
-            data.sizes[facts.sizes[0]] += data.expressions[visible] == 0
+            data.sizes[found.sizes[0]] += data.expressions[visible] == 0
             data.expressions[visible] += 1
-        self._compare(data, file, row, cells, facts)
-        data.with_warnings += any(found.problem.severity == WARNING for found in self.findings[before:])
-        if facts.thumbnails is not None:
-            self.samples.append((file, row, cells["question"], facts.thumbnails))
+        self._compare(data, file, row, cells, found)
+        data.with_warnings += any(finding.problem.severity == WARNING for finding in self.findings[before:])
+        if found.thumbnails is not None:
+            self.samples.append((file, row, cells["question"], found.thumbnails))
 
-    def _compare(self, data: DataSet, file: str, row: int, cells: dict, facts: Facts) -> None:
+    def _count_cut_sentences(self, job: Job) -> None:
+        sentences = [cells["question"] for cells, _ in job.rows if cells["question"]]
+        input_ids, attention_mask = self._tokenizer([*sentences, ""])
+        end = input_ids[-1, 1]  # of the empty sentence: [CLS] [SEP]; a sentence that is cut lacks [SEP]
+        cut = (attention_mask[:, -1] == 1) & (input_ids[:, -1] != end)
+        job.data.cut_sentences = (job.data.cut_sentences or 0) + int(cut.sum())
+
+    def _compare(self, data: DataSet, file: str, row: int, cells: dict, found: CheckedRow) -> None:
         leaks = []
-        for column, digest in zip(BYTES, facts.images, strict=False):
+        for column, digest in zip(BYTES, found.images, strict=False):
             if digest is None:
                 continue
-            places = self._seen.setdefault(digest, [])
-            if all(other is not data for other, _, _ in places):
-                leaks += [(column, name, number) for _, name, number in places]
-                places.append((data, file, row))
+            rows_with_it = self._seen.setdefault(digest, [])
+            if all(other is not data for other, _, _ in rows_with_it):
+                leaks += [(column, name, number) for _, name, number in rows_with_it]
+                rows_with_it.append((data, file, row))
         for column, name, number in leaks[:1]:  # both images of a pair leak as one
             self._report(file, row, WARNING, "leak", column, f"is also in {name}: row {number}")
-        if cells["question"] and facts.mask and all(facts.images):
-            key = (*facts.images, cells["question"])
-            mask, name, number = data.said.setdefault(key, (facts.mask, file, row))
+        if cells["question"] and found.mask and all(found.images):
+            key = (*found.images, cells["question"])
+            mask, name, number = data.first_rows.setdefault(key, (found.mask, file, row))
             if (name, number) != (file, row):
-                kind, end = ("duplicate", "the same mask") if mask == facts.mask else ("ambiguous", "but another mask")
+                kind, end = ("duplicate", "the same mask") if mask == found.mask else ("ambiguous", "but another mask")
                 self._report(file, row, WARNING, kind, "",
                              f"has the images and the sentence of {name}: row {number}, {end}")
         if "index" in cells:
@@ -221,7 +240,7 @@ class Checker:
         self.findings.append(Finding(file, row, Problem(*problem)))
 
 
-def check_rows(rows: list[tuple[dict, dict[str, str]]], thumbnails: list[int]) -> list[Facts]:
+def check_rows(rows: list[tuple[dict, dict[str, str]]], thumbnails: list[int]) -> list[CheckedRow]:
     """`check_row` for each."""
     return [check_row(cells, width, reasons) for (cells, reasons), width in zip(rows, thumbnails, strict=True)]
 

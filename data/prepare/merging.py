@@ -17,6 +17,7 @@ from utils.text import counted, first_line
 from ..cells import bytes_of, column_problem, decode_texts, without_views
 from ..columns import IMAGES
 from ..parquet_rows import ROWS_PER_GROUP, open_parquet
+from .outputs import check_outputs
 from .splitting import split_by_image
 
 NAME = "image_name"
@@ -32,21 +33,17 @@ def merge(parts: list[str], outs: list[str], shares: list[float], seed: int) -> 
             files, rows that share an image's name or bytes stay together.
         seed: of that choice.
     Returns:
-        What to tell: a sentence on each file.
+        A sentence on each file.
     Raises:
-        UsageError: a part does not exist, or is one of `outs`; a file lies in no folder; too few images for `shares`.
+        UsageError: a part does not exist, or is one of `outs`; an output lies in no folder; too few images for
+            `shares`.
         InputError: a part cannot be read, or its columns are not those of the first.
     """
-    outs = {place: out for place, (out, share) in enumerate(zip(outs, shares, strict=True)) if share}
+    outs = {number: out for number, (out, share) in enumerate(zip(outs, shares, strict=True)) if share}
     for part in parts:
         if not os.path.isfile(part):
             raise UsageError(f"{part}: there is no such file; nothing was written")
-        for out in outs.values():
-            if os.path.exists(out) and os.path.samefile(part, out):
-                raise UsageError(f"--out: {out} is one of the parts; give another name")
-    for out in outs.values():
-        if not os.path.isdir(os.path.dirname(os.path.abspath(out))) or os.path.isdir(out):
-            raise UsageError(f"--out: {out} is not a file name in an existing folder")
+    check_outputs(outs.values(), parts)
     files = [open_parquet(part) for part in parts]
     for part, file in zip(parts, files, strict=True):
         check_schema(parts[0], files[0].schema_arrow, part, file.schema_arrow)
@@ -61,44 +58,44 @@ def merge(parts: list[str], outs: list[str], shares: list[float], seed: int) -> 
     check_images(parts[0], schema)
     names = []  # of each row's image
 
-    def contents() -> Iterator[tuple[str, list[bytes]]]:
+    def digests_by_name() -> Iterator[tuple[str, list[bytes]]]:
         with progress_bar(total=total, desc="comparing images", unit="row") as bar:
             for name, digests in read_images(sources, schema):
                 names.append(name)
                 bar.update()
                 yield name, digests
 
-    part_of = split_by_image(contents(), shares, seed)
-    places = np.array([part_of[name] for name in names], np.int8)
-    write(sources, schema, places, outs)
-    rows, images = Counter(places.tolist()), Counter(part_of.values())
-    return [f"wrote {out}: {counted(rows[place], 'row')}, {counted(images[place], 'image')}"
-            for place, out in outs.items()]
+    part_of = split_by_image(digests_by_name(), shares, seed)
+    numbers = np.array([part_of[name] for name in names], np.int8)
+    write(sources, schema, numbers, outs)
+    rows, images = Counter(numbers.tolist()), Counter(part_of.values())
+    return [f"wrote {out}: {counted(rows[number], 'row')}, {counted(images[number], 'image')}"
+            for number, out in outs.items()]
 
 
-def write(sources: list[tuple[str, pq.ParquetFile]], schema: pa.Schema, places: np.ndarray, outs: dict[int, str]
+def write(sources: list[tuple[str, pq.ParquetFile]], schema: pa.Schema, numbers: np.ndarray, outs: dict[int, str]
           ) -> None:
-    """Write row i of all sources to `outs[places[i]]`."""
+    """Write row i of all sources to `outs[numbers[i]]`."""
     with contextlib.ExitStack() as stack:
-        temporary = {place: stack.enter_context(replacing(out)) for place, out in outs.items()}
-        # Entered later, so left earlier: all files are complete before the first takes its place.
-        writers = {place: stack.enter_context(pq.ParquetWriter(path, schema)) for place, path in temporary.items()}
-        waiting = {place: schema.empty_table() for place in outs}  # rows short of a full group
-        bar = stack.enter_context(progress_bar(total=len(places), desc="writing", unit="row"))
+        temporary = {number: stack.enter_context(replacing(out)) for number, out in outs.items()}
+        # Entered later, so left earlier: all files are complete before the first is put in its place.
+        writers = {number: stack.enter_context(pq.ParquetWriter(path, schema)) for number, path in temporary.items()}
+        waiting = {number: schema.empty_table() for number in outs}  # rows short of a full group
+        bar = stack.enter_context(progress_bar(total=len(numbers), desc="writing", unit="row"))
         row = 0
         for part, file in sources:
             for batch in read_batches(part, file, schema):
-                there = places[row:row + len(batch)]
-                for place in np.unique(there).tolist():
-                    waiting[place] = pa.concat_tables([waiting[place], batch.filter(pa.array(there == place))])
-                    while len(waiting[place]) >= ROWS_PER_GROUP:
-                        writers[place].write_table(waiting[place].slice(0, ROWS_PER_GROUP))
-                        waiting[place] = waiting[place].slice(ROWS_PER_GROUP)
+                here = numbers[row:row + len(batch)]
+                for number in np.unique(here).tolist():
+                    waiting[number] = pa.concat_tables([waiting[number], batch.filter(pa.array(here == number))])
+                    while len(waiting[number]) >= ROWS_PER_GROUP:
+                        writers[number].write_table(waiting[number].slice(0, ROWS_PER_GROUP))
+                        waiting[number] = waiting[number].slice(ROWS_PER_GROUP)
                 row += len(batch)
                 bar.update(len(batch))
-        for place, left in waiting.items():
+        for number, left in waiting.items():
             if len(left):
-                writers[place].write_table(left)
+                writers[number].write_table(left)
 
 
 def check_schema(first: str, expected: pa.Schema, part: str, found: pa.Schema) -> None:

@@ -1,16 +1,15 @@
-"""What can be said of one row of the MM-RIS schema by looking at it: facts, problems, and a small picture of it."""
+"""One row of the MM-RIS schema: its problems, its statistics, and a small picture of it."""
 import hashlib
-import io
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from ..columns import IMAGES, MASK, NO_WORDS, NULL
-from ..decode import decode_image, decode_mask
+from ..decode import decode_image, read_mask
+from ..pictures import oddities_of_pair, orientation
 
 ERROR, WARNING = "error", "warning"  # a row that cannot be used; one to look at
-ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 
 
 class Problem(NamedTuple):
@@ -20,8 +19,8 @@ class Problem(NamedTuple):
     reason: str  # follows the column's name in a sentence
 
 
-class Facts(NamedTuple):
-    """Of one row; None where a cell cannot be used."""
+class CheckedRow(NamedTuple):
+    """What is found in one row; None where a cell cannot be used."""
 
     problems: list[Problem]
     images: list[bytes | None]  # digests of the pixels: visible, infrared
@@ -36,7 +35,7 @@ class Facts(NamedTuple):
         return all(problem.severity != ERROR for problem in self.problems)
 
 
-def check_row(cells: dict, thumbnail: int = 0, unusable: dict[str, str] | None = None) -> Facts:
+def check_row(cells: dict, thumbnail: int = 0, unusable: dict[str, str] | None = None) -> CheckedRow:
     """Look at everything in one row.
 
     Args:
@@ -51,45 +50,60 @@ def check_row(cells: dict, thumbnail: int = 0, unusable: dict[str, str] | None =
     sentence = cells["question"]
     if sentence is not None and not sentence.strip():
         problems.append(Problem(ERROR, "expression", "question", NO_WORDS))
-    pictures = [_decode(cells, column, decode_image, problems) for column in IMAGES]
-    mask = _decode(cells, "segmentation", decode_mask, problems)
+    pictures = [_decode_image(cells, column, problems) for column in IMAGES]
+    mask = _decode_mask(cells, problems)
+    problems += _oddities(cells, pictures, mask)
+    sizes = [array if array is None else array.shape[1::-1] for array in (*pictures, mask)]
+    row = CheckedRow(problems, [_digest(picture) for picture in pictures], _digest(mask), sizes,
+                     None if mask is None else float(mask.mean()), len((sentence or "").split()), None)
+    if thumbnail and row.usable:
+        row = row._replace(thumbnails=_thumbnails(pictures, mask, thumbnail))
+    return row
+
+
+def _oddities(cells: dict, pictures: list[np.ndarray | None], mask: np.ndarray | None) -> list[Problem]:
+    """Warnings about what can be used, but is probably not as it was meant."""
+    problems = []
     for column, picture in zip(IMAGES, pictures, strict=True):
-        if picture is not None and marked_as_turned(cells[column]):
-            problems.append(Problem(WARNING, "turned", column,
-                                    "has an EXIF note that says to turn it, which readers of these files do not do"))
-    decoded = [*pictures, mask]
-    sizes = [array if array is None else array.shape[1::-1] for array in decoded]
-    for column, size in zip((IMAGES[1], MASK), sizes[1:], strict=True):
-        if sizes[0] and size and size != sizes[0]:
-            problems.append(Problem(WARNING, "size", column, f"has {size[0]} x {size[1]} pixels, visible_image has "
-                                                             f"{sizes[0][0]} x {sizes[0][1]}"))
+        if picture is not None and orientation(cells[column]) != 1:
+            problems.append(Problem(WARNING, "turned", column, "has an EXIF orientation, which training and evaluation "
+                                                               "ignore"))
+    visible, infrared = pictures
+    for column, array in ((IMAGES[1], infrared), (MASK, mask)):
+        if visible is not None and array is not None and array.shape[:2] != visible.shape[:2]:
+            problems.append(Problem(WARNING, "size", column, f"has {array.shape[1]} x {array.shape[0]} pixels, "
+                                    f"visible_image has {visible.shape[1]} x {visible.shape[0]}"))
+    if visible is not None and infrared is not None:
+        problems += [Problem(WARNING, "pair", IMAGES[1], f"is odd: {oddity}")
+                     for oddity in oddities_of_pair(visible, infrared)]
     if mask is not None and not mask.any():
-        problems.append(Problem(WARNING, "empty_mask", "segmentation", "is an empty mask: no pixel is marked"))
-    facts = Facts(problems, [_digest(picture) for picture in pictures], _digest(mask), sizes,
-                  None if mask is None else float(mask.mean()), len((sentence or "").split()), None)
-    if thumbnail and facts.usable:
-        facts = facts._replace(thumbnails=_thumbnails(pictures, mask, thumbnail))
-    return facts
+        problems.append(Problem(WARNING, "empty_mask", MASK, "is an empty mask: no pixel is marked"))
+    elif mask is not None and mask.all():
+        problems.append(Problem(WARNING, "full_mask", MASK, "covers the whole image"))
+    return problems
 
 
-def marked_as_turned(content: bytes) -> bool:
-    """Does an EXIF note in this image file ask to show it turned or mirrored?"""
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            return image.getexif().get(ORIENTATION, 1) not in (0, 1)
-    except Exception:  # notes are damaged in as many ways as images; such a note asks for nothing
-        return False
-
-
-def _decode(cells: dict, column: str, decode, problems: list[Problem]) -> np.ndarray | None:
+def _decode_image(cells: dict, column: str, problems: list[Problem]) -> np.ndarray | None:
     if cells[column] is None:
         return None
     try:
-        return decode(cells[column])
+        return decode_image(cells[column])
     except ValueError as error:
-        what = "" if decode is decode_mask else "cannot be decoded as an image: "
-        problems.append(Problem(ERROR, "damaged", column, f"{what}{error}"))
+        problems.append(Problem(ERROR, "damaged", column, f"cannot be decoded as an image: {error}"))
         return None
+
+
+def _decode_mask(cells: dict, problems: list[Problem]) -> np.ndarray | None:
+    if cells[MASK] is None:
+        return None
+    try:
+        mask, note = read_mask(cells[MASK])
+    except ValueError as error:
+        problems.append(Problem(ERROR, "damaged", MASK, str(error)))
+        return None
+    if note:
+        problems.append(Problem(WARNING, "mask", MASK, note))
+    return mask
 
 
 def _digest(array: np.ndarray | None) -> bytes | None:

@@ -66,7 +66,8 @@ def make_scene(seed: tuple[int, ...]) -> Scene:
     """Three or four objects, apart from each other, that differ pairwise in something that shows."""
     rng = np.random.default_rng(seed)
     while True:
-        # Settled before the attempts, lest what is hard to place become rare; but not for ever: some cannot be placed.
+        # Chosen before the attempts, so that crowded layouts do not become rare; chosen again after ATTEMPTS, because
+        # some choices cannot be laid out.
         hidden = int(rng.choice([0, 1, 2], p=[0.3, 0.5, 0.2]))
         count = 3 if hidden == 2 else int(rng.choice([3, 4], p=[0.55, 0.45]))  # two dark patches fill much of the image
         crossed = rng.random() < 0.6 and count - hidden >= 2
@@ -124,7 +125,7 @@ def _arrange(rng: np.random.Generator, count: int, hidden: int) -> tuple[list[Ob
 
 
 def _position(rng: np.random.Generator) -> tuple[str, float, float]:
-    """A place and a point in it; the places are apart, so that none is doubtful."""
+    """One of PLACES and a point in it. The places are apart, so that it is clear which one a point is in."""
     place = list(PLACES)[rng.integers(len(PLACES))]
     towards = PLACES[place]
     if towards == (0, 0):
@@ -244,7 +245,8 @@ def pick_expression(scene: Scene, target: int, rng: np.random.Generator) -> dict
         return None
     if (of_both := expressions_of_both(scene, target)) and rng.random() < 0.7:
         return of_both[rng.integers(len(of_both))]
-    # The place alone would nearly always do, and the shape shows in both images: neither asks much of them.
+    # Expressions with the place are rarer, because it nearly always suffices alone; so are those with neither colour
+    # nor temperature, because both images show the shape.
     weights = np.array([
         (3 if not any(other.items() < one.items() for other in fitting) else 1)
         * (0.15 if "place" in one else 1) * (1 if {"colour", "temperature"} & one.keys() else 0.05)

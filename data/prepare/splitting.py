@@ -37,9 +37,9 @@ def split_by_image(images: Iterable[tuple[str, list[bytes]]], shares: list[float
     largest = max(range(len(shares)), key=lambda part: shares[part])
     counts[largest] += len(leaders) - sum(counts)
     if counts[largest] < 1:
-        raise UsageError(f"--split: {counted(len(leaders), 'different image')} cannot make up "
-                         f"{sum(share > 0 for share in shares)} parts")
+        raise UsageError(f"{counted(len(leaders), 'different image')} cannot make up "
+                         f"{sum(share > 0 for share in shares)} parts", "split")
     order = np.random.default_rng(seed).permutation(len(leaders)).tolist()
     numbers = np.repeat(np.arange(len(shares)), counts).tolist()
-    part_of = {leaders[place]: number for place, number in zip(order, numbers, strict=True)}
+    part_of = {leaders[i]: number for i, number in zip(order, numbers, strict=True)}
     return {name: part_of[lead(name)] for name in leader}

@@ -1,4 +1,6 @@
 """A model prepared for evaluation alone: constants are computed once, layers are replaced by faster ones."""
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,46 +37,52 @@ def prepare_for_inference(model: RISFusion, device: torch.device, amp_dtype: tor
     """
     model.eval().requires_grad_(False)
     fold_batch_norm(model)
-    keep_masks(model)
+    keep_score_biases(model)
     if has_onednn(device):
         use_pointwise_linear(model)
         if amp_dtype is None and not compiled:
             use_winograd(model, winograd_from)
     nhwc = has_onednn(device) or amp_dtype is not None
-    return model.to(device, memory_format=torch.channels_last if nhwc else torch.contiguous_format)
+    return model.to(device).to(memory_format=torch.channels_last if nhwc else torch.contiguous_format)
 
 
 def fold_batch_norm(model: nn.Module) -> None:
     """Put each batch norm, with its running statistics, into the convolution before it."""
     for module in model.modules():
         if isinstance(module, DoubleConv):
-            layers, pairs = module.block, [("0", "1"), ("3", "4")]
+            _fold(module.block, ("0", "1"), ("3", "4"))
         elif isinstance(module, Decoder):
-            layers, pairs = module, [(f"conv{i}_{k}", f"bn{i}_{k}") for k in (4, 3, 2) for i in (1, 2)]
-        else:
-            continue
-        for conv, norm in pairs:
-            setattr(layers, conv, fuse_conv_bn_eval(getattr(layers, conv), getattr(layers, norm)))
-            setattr(layers, norm, nn.Identity())
+            _fold(module, *((f"conv{i}_{k}", f"bn{i}_{k}") for k in (4, 3, 2) for i in (1, 2)))
 
 
-class MaskKeepingBlock(SwinBlock):
-    """A Swin block that computes its attention mask once for each size of map. Needs an attribute `masks`, a dict."""
+def _fold(layers: nn.Module, *pairs: tuple[str, str]) -> None:
+    """Fold in `layers` each batch norm into its convolution; `pairs` has the names of the convolution and the norm."""
+    for conv, norm in pairs:
+        setattr(layers, conv, fuse_conv_bn_eval(getattr(layers, conv), getattr(layers, norm)))
+        setattr(layers, norm, nn.Identity())
 
-    def attention_mask(self, height: int, width: int) -> Tensor:
+
+class BiasKeepingBlock(SwinBlock):
+    """A Swin block that computes `score_bias` once for each size of map. Needs an attribute `biases`, a dict."""
+
+    biases: dict[tuple[int, int], Tensor]
+
+    def score_bias(self, height: int, width: int) -> Tensor:
         """As of SwinBlock."""
         if torch.compiler.is_compiling():
-            return super().attention_mask(height, width)
-        if (height, width) not in self.masks:
-            self.masks[height, width] = super().attention_mask(height, width)
-        return self.masks[height, width]
+            return super().score_bias(height, width)
+        if (height, width) not in self.biases:
+            self.biases[height, width] = super().score_bias(height, width)
+        return self.biases[height, width]
 
 
-def keep_masks(model: nn.Module) -> None:
-    """Let each Swin block keep its attention mask."""
+def keep_score_biases(model: nn.Module) -> None:
+    """Let each Swin block keep its `score_bias`."""
     for module in model.modules():
         if isinstance(module, SwinBlock):
-            module.__class__, module.masks = MaskKeepingBlock, {}
+            module.__class__ = BiasKeepingBlock
+            assert isinstance(module, BiasKeepingBlock)
+            module.biases = {}
 
 
 class PointwiseLinear(nn.Module):
@@ -111,7 +119,7 @@ def use_winograd(model: nn.Module, at_least: int = WIDE) -> None:
              and layer.in_channels * layer.out_channels >= at_least)
 
 
-def _replace(module: nn.Module, kind: type[nn.Module], which) -> None:
+def _replace(module: nn.Module, kind: type[nn.Module], which: Callable[[nn.Module], bool]) -> None:
     """Make a `kind` of each layer below `module` for which `which` is true."""
     for name, child in module.named_children():
         if which(child):

@@ -1,0 +1,6 @@
+"""The sizes of images that the networks can work on; here, because flags, networks and evaluation all refuse others."""
+
+SMALLEST_SIDE = 33  # pixels, of the longer side
+LARGEST_SIDE = 2**14  # pixels; one such pair takes more memory than machines have
+MAX_PIXELS = 89_478_485  # Pillow's own limit, beyond which it takes a picture for a decompression bomb
+TOO_SMALL = f"below {SMALLEST_SIDE} px the last Swin stage is a single position, on which InstanceNorm cannot work"
