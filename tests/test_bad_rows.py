@@ -1,4 +1,4 @@
-"""Data that cannot be used: what is said of it, that it can be left out, and odd data that can be used after all."""
+"""Data that cannot be used: its error messages, and that rows of it can be left out."""
 import os
 import pickle
 import tempfile
