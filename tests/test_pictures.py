@@ -125,6 +125,11 @@ def test_arrays_that_are_no_pictures_are_refused_in_a_sentence(tmp_path, content
         read_picture(str(tmp_path / "a.npy"))
 
 
+def test_an_array_that_python_2_wrote_is_read_without_a_warning(tmp_path, recwarn):
+    (tmp_path / "a.npy").write_bytes(npy_header("(2L, 2L)") + bytes(range(8)))
+    assert read_picture(str(tmp_path / "a.npy")).pixels.shape == (2, 2, 3) and not recwarn.list
+
+
 def test_an_array_of_objects_is_not_opened(tmp_path):
     np.save(tmp_path / "a.npy", np.array([[print]]), allow_pickle=True)
     with pytest.raises(InputError, match="holds a pickle, which is never opened"):
