@@ -1,5 +1,5 @@
 # make demo    train and evaluate a small model on synthetic scenes; results in runs/demo/
-# make test    run the test suite          make lint    check the style
+# make test    run the test suite          make lint    check style and types
 # make bench   measure speed and memory beside a baseline (docs/performance.md); make bench-data: reading data alone
 # Each first installs what it needs into .venv, once: requirements.txt, and requirements-dev.txt for test and lint.
 # PYTHON=python3.12 picks another interpreter.
@@ -47,6 +47,7 @@ test: install-dev
 
 lint: install-dev
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 bench: install bench-data
 	for shape in demo readme; do \
@@ -59,4 +60,4 @@ bench-data: install
 	$(BIN)/python benchmarks/bench_data.py --out runs/bench_data.json
 
 clean:
-	rm -rf runs .pytest_cache .ruff_cache
+	rm -rf runs .pytest_cache .ruff_cache .mypy_cache

@@ -1,38 +1,61 @@
-"""Train one epoch, evaluate one data set."""
+"""Train for one epoch; evaluate a data set."""
 import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from evaluation.metrics import THRESHOLDS, pixel_counts, summarise, usable_rows
-from models import INPUTS
-from training.autosave import STOP
+from models import INPUTS, Output
+from training.autosave import STOP, Autosave
 from training.progress import PendingTerms, Progress
 from utils import distributed
 from utils.device import autocast
 from utils.errors import InputError
 from utils.progress import progress_bar
 
+Criterion = Callable[[Output, Tensor, Tensor, Tensor | None], tuple[Tensor, dict[str, Tensor]]]  # as JointCriterion
 
-def train_one_epoch(model, criterion, loader, optimizer, scheduler, scaler, device, progress: Progress, autosave, *,
-                    networks: dict, dtype=None, accum: int = 1, grad_clip: float = 0.0, print_freq: int = 10,
-                    max_bad_steps: int = 10, ema=None, on_terms=None) -> None:
-    """What is left of one pass over the data, one optimizer and scheduler step for every `accum` batches.
+
+class Loader(Protocol):
+    """What is used here of a `DataLoader` of batches as `data.collate` makes them."""
+
+    dataset: Any  # has a length
+    collate_fn: Callable[[list], dict]
+
+    def __len__(self) -> int:
+        """Number of batches."""
+
+    def __iter__(self) -> Iterator[dict]:
+        """The batches."""
+
+
+def train_one_epoch(model: nn.Module, criterion: Criterion, loader: Loader, optimizer: torch.optim.Optimizer,
+                    scheduler: LRScheduler, scaler: torch.amp.GradScaler, device: torch.device, progress: Progress,
+                    autosave: Autosave, *, networks: dict[str, nn.Module], dtype: torch.dtype | None = None,
+                    accum: int = 1, grad_clip: float = 0.0, print_freq: int = 10, max_bad_steps: int = 10,
+                    ema: ModelEmaV3 | None = None, on_terms: Callable[[dict[str, float], float], None] | None = None
+                    ) -> None:
+    """Train for the rest of an epoch, with one optimizer and scheduler step for every `accum` batches.
 
     A step whose loss or gradient is not finite changes neither weights nor running statistics.
 
     Args:
         model: from `build_model`, or that in DistributedDataParallel.
         criterion: from `build_criterion`.
-        loader: gives the batches that are left of the epoch, as `data.collate` makes them.
+        loader: gives the remaining batches of the epoch, as `data.collate` makes them.
         scaler: from `utils.device.grad_scaler`.
         progress: brought up to date whenever the loss terms are read.
-        autosave: a `training.autosave.Autosave`, asked after each step.
+        autosave: its `due` is called after each step.
         networks: name → module, whose gradient norms are reported.
         dtype: for the networks' forward pass, float16 or bfloat16; None: float32. Losses are float32 in any case.
         grad_clip: largest 2-norm of all gradients together; 0 leaves them as they are.
         print_freq: steps between two readings of the loss terms, each of which waits for the device.
         max_bad_steps: so many steps in a row that are not finite end the run.
-        ema: a `timm.utils.ModelEmaV3` to update with the model.
+        ema: updated with the model.
         on_terms: called with the latest terms and norms by name, and the samples per second since the last call.
     Raises:
         InputError: the loss stays non-finite.
@@ -49,13 +72,14 @@ def train_one_epoch(model, criterion, loader, optimizer, scheduler, scaler, devi
     clock, samples = time.perf_counter(), 0
     while progress.step < last:
         kept = [buffer.clone() for buffer in statistics]
-        rows, terms, used = [], {}, 0
+        rows, used = [], 0
+        terms: dict[str, Tensor] = {}
         for micro in range(accum):
             batch = next(batches)
             pending.left_out += batch.get("bad", [])
             used += len(batch["row"]) + len(batch.get("bad", []))
             usable = len(batch["row"]) > 0
-            if not usable:  # other processes take part in this step, so this one computes it too, with weight 0
+            if not usable:  # the other processes average gradients in this step, so this one adds some of weight 0
                 batch = _any_batch(loader)
             vis, ir, input_ids, attention_mask = (batch[name].to(device, non_blocking=True) for name in INPUTS)
             target = batch["target"].to(device, non_blocking=True) if "target" in batch else None
@@ -74,7 +98,7 @@ def train_one_epoch(model, criterion, loader, optimizer, scheduler, scaler, devi
         norm = torch.stack(list(norms.values())).norm()
         if grad_clip > 0:
             torch.nn.utils.clip_grads_with_norm_(parameters, grad_clip, norm)
-        scaler.step(optimizer)  # skips it by itself, on the device, when a gradient is not finite
+        scaler.step(optimizer)  # does nothing if a gradient is not finite, which is decided on the device
         scaler.update(None if dtype == torch.float16 else 1.0)
         optimizer.zero_grad(set_to_none=True)
         scheduler.step()
@@ -106,7 +130,7 @@ def train_one_epoch(model, criterion, loader, optimizer, scheduler, scaler, devi
     bar.close()
 
 
-def _any_batch(loader) -> dict:
+def _any_batch(loader: Loader) -> dict:
     """A batch of one usable row."""
     for row in range(len(loader.dataset)):
         batch = loader.collate_fn([loader.dataset[row]])
@@ -116,17 +140,20 @@ def _any_batch(loader) -> dict:
 
 
 @torch.inference_mode()
-def evaluate(model, loader, device, thresholds=THRESHOLDS, on_batch=None, bad: list[str] | None = None, dtype=None
-             ) -> tuple[dict[str, float], torch.Tensor]:
-    """Segmentation metrics over all samples, each with its sentence, whichever process had them.
+def evaluate(model: nn.Module, loader: Loader, device: torch.device, thresholds: Sequence[float] = THRESHOLDS,
+             on_batch: Callable[[dict, Output], None] | None = None, bad: list[str] | None = None,
+             dtype: torch.dtype | None = None, criterion: Criterion | None = None) -> tuple[dict[str, float], Tensor]:
+    """Segmentation metrics over the samples of all processes.
 
     Args:
-        model: not wrapped.
+        model: not wrapped, with a segmenter.
         loader: gives this process's share of the data set.
         thresholds: the t of precision@t.
         on_batch: called with each batch and the model's output, for pictures.
-        bad: gets the messages about rows that the data set left out, those of all processes.
+        bad: the messages about rows that the data set left out, in all processes, are appended to it.
         dtype: as in `train_one_epoch`.
+        criterion: from `build_criterion`, for this process alone; adds `val_seg` and `val_total` to the metrics, the
+            means of these losses over all samples.
     Returns:
         The metrics in percent (see `evaluation.metrics.summarise`), over the rows that could be used; and (N, 5) int64
         pixel counts by row, N being the length of the data set, all 0 for rows that were left out.
@@ -135,9 +162,15 @@ def evaluate(model, loader, device, thresholds=THRESHOLDS, on_batch=None, bad: l
     """
     model.eval()
     counts = torch.zeros(len(loader.dataset), 5, dtype=torch.int64)
-    messages = []
+    messages: list[str] = []
+    losses = _Means()
     for batch, output in _outputs(model, loader, device, dtype, messages):
-        counts[batch["row"]] = pixel_counts(output.logits, batch["target"].to(device)).cpu()
+        target = batch["target"].to(device)
+        assert output.logits is not None
+        counts[batch["row"]] = pixel_counts(output.logits, target).cpu()
+        if criterion is not None:
+            terms = criterion(output, batch["vis"].to(device), batch["ir"].to(device), target)[1]
+            losses.add({name: terms[name] for name in ("seg", "total")}, len(target))
         if on_batch is not None:
             on_batch(batch, output)
     counts = distributed.total(counts)
@@ -146,37 +179,57 @@ def evaluate(model, loader, device, thresholds=THRESHOLDS, on_batch=None, bad: l
     used = usable_rows(counts)
     if not len(used):
         raise InputError("none of the rows can be used; the messages about them say why")
-    return summarise(counts[used], thresholds), counts
+    return summarise(counts[used], thresholds) | losses.gather(), counts
 
 
 @torch.inference_mode()
-def evaluate_fusion(model, criterion, loader, device, on_batch=None, bad: list[str] | None = None, dtype=None
-                    ) -> dict[str, float]:
-    """The means of the loss terms over all samples, named `val_` and the term; for a model without segmenter.
+def evaluate_fusion(model: nn.Module, criterion: Criterion, loader: Loader, device: torch.device,
+                    on_batch: Callable[[dict, Output], None] | None = None, bad: list[str] | None = None,
+                    dtype: torch.dtype | None = None) -> dict[str, float]:
+    """The means of all loss terms over all samples, named `val_` and the term, of a model without segmenter.
 
     Arguments and errors as for `evaluate`.
     """
     model.eval()
-    sums, count, messages = {}, 0, []
+    messages: list[str] = []
+    losses = _Means()
     for batch, output in _outputs(model, loader, device, dtype, messages):
         vis, ir = batch["vis"].to(device), batch["ir"].to(device)
-        for name, value in criterion(output, vis, ir, None)[1].items():
-            sums[name] = sums.get(name, 0.0) + float(value) * len(vis)
-        count += len(vis)
+        losses.add(criterion(output, vis, ir, None)[1], len(vis))
         if on_batch is not None:
             on_batch(batch, output)
     if bad is not None:
         bad += distributed.joined(messages)
-    shares = distributed.gather((sums, count))
-    count = sum(share for _, share in shares)
-    if not count:
+    means = losses.gather()
+    if not means:
         raise InputError("none of the rows can be used; the messages about them say why")
-    return {f"val_{name}": sum(share.get(name, 0.0) for share, _ in shares) / count
-            for name in max((share for share, _ in shares), key=len)}
+    return means
 
 
-def _outputs(model, loader, device, dtype, messages: list[str]):
-    """Each batch with the model's output; messages about rows that were left out are added to `messages`."""
+class _Means:
+    """Means of loss terms over samples, from the means over batches."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.count = 0
+
+    def add(self, terms: dict[str, Tensor], count: int) -> None:
+        """Add the terms of a batch of `count` samples."""
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value) * count
+        self.count += count
+
+    def gather(self) -> dict[str, float]:
+        """The means over the batches of all processes, by `val_` and the term's name; empty if there are none."""
+        shares = distributed.gather((self.sums, self.count))
+        count = sum(share for _, share in shares)
+        return {f"val_{name}": sum(share.get(name, 0.0) for share, _ in shares) / count
+                for name in max((share for share, _ in shares), key=len)}
+
+
+def _outputs(model: nn.Module, loader: Loader, device: torch.device, dtype: torch.dtype | None, messages: list[str]
+             ) -> Iterator[tuple[dict, Output]]:
+    """Yield each batch with the model's output; messages about rows that were left out are appended to `messages`."""
     for batch in progress_bar(loader, desc="evaluate", unit="batch", disable=distributed.rank() > 0):
         messages += batch.get("bad", [])
         if len(batch["row"]):

@@ -19,7 +19,7 @@ from evaluation import ablation, bootstrap, fusion_metrics, report
 from evaluation.inference import OpenCheckpoint, open_checkpoint
 from evaluation.metrics import metrics_table, no_target_metrics, sample_iou, usable_rows
 from evaluation.ratios import generalised_scores, segmentation_ratios, share
-from evaluation.results import ResultWriter, write_json, write_samples
+from evaluation.results import ResultWriter, reserve, write_json, write_samples
 from evaluation.sample_notes import SampleNotes
 from models import INPUTS
 from utils import distributed
@@ -31,6 +31,7 @@ from utils.flags import make_folder
 from utils.text import counted, printable
 
 SHEET_ROWS = 8
+ROOM, ROOM_OF_ROW = 2**17, 2**9  # bytes, enough for metrics.json and per_sample.csv
 MOST_INDICES = 20  # in a printed line
 LONGEST_PATH = 4096  # characters
 RESULTS = r"fusion|Binary|Overlay|GT|contact_sheet\.png|metrics\.json|per_sample\.csv|report\.html"
@@ -69,6 +70,7 @@ def test(args: Namespace, device: torch.device) -> None:
     text = ablation.TextAblation(swapped(dataset, args.seed).questions, ask) if args.text_ablation else None
     if distributed.rank() == 0:
         set_aside(args.out_dir, RESULTS)
+        room = reserve(args.out_dir, ROOM + ROOM_OF_ROW * len(rows))
     distributed.wait_for_all()  # no process writes before the results of an earlier run are moved
     writer = ResultWriter(args.out_dir, dataset.names, dataset.indices, args.save)
     collectors = [collector for collector in (notes, sheet, meter, text, writer) if collector is not None]
@@ -93,6 +95,7 @@ def test(args: Namespace, device: torch.device) -> None:
         results["text_ablation"] = text.summary(counts, evaluated)
 
     # Write: numbers first, since they are small and took the time
+    room.close()
     written, errors = [], list(writer.errors)
     pictures = notes.pictures if results["bootstrap"]["images_by"] == "content" else None
     with writing("metrics.json", args.out_dir, written, errors) as path:
@@ -140,7 +143,7 @@ def open_model(args: Namespace, device: torch.device) -> OpenCheckpoint:
 def open_data_set(args: Namespace, opened: OpenCheckpoint) -> MMRISDataset:
     """The rows to evaluate; with `--shuffle_text` with swapped sentences."""
     dataset = MMRISDataset(args.test_parquet, opened.tokenizer, opened.img_size, originals=True,
-                           lumas=args.fusion_metrics, bad_rows=args.bad_rows)
+                           lumas=args.fusion_metrics, bad_rows=args.bad_rows, exact=True)
     return swapped(dataset, args.seed) if args.shuffle_text else dataset
 
 

@@ -18,7 +18,7 @@ from utils.flags import (
 )
 from utils.sizes import MAX_PIXELS
 from utils.streams import log_to_stdout
-from utils.text import counted, first_line, printable
+from utils.text import first_line, printable
 
 logger = logging.getLogger("predict")
 
@@ -86,7 +86,7 @@ def main() -> None:
     log_to_stdout()
     pairs, unpaired = pair_files(args.visible, args.infrared, left_out=args.out)
     if unpaired:
-        logger.warning("no partner for %s, left out: %s", counted(len(unpaired), "image"),
+        logger.warning("no partner for %d of the images, which are left out: %s", len(unpaired),
                        ", ".join(map(printable, unpaired)))
     make_folder(args.out, "--out")
 

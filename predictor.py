@@ -6,7 +6,7 @@
 import logging
 import os
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from utils.errors import InputError
 from utils.text import first_line, printable
 
 logger = logging.getLogger(__name__)
+
+AnyImage = Image.Image | np.ndarray
 
 
 class Prediction(NamedTuple):
@@ -79,19 +81,19 @@ class Predictor:
         """
         if not isinstance(device, str | torch.device):
             raise ValueError(f"device: must be a name, as in cuda:1, or a torch.device, not {printable(repr(device))}")
-        path, bert_tokenizer, ck_bert = (_as_path(name, value) for name, value in (
+        file, vocabulary, bert = (_as_path(name, value) for name, value in (
             ("path", path), ("bert_tokenizer", bert_tokenizer), ("ck_bert", ck_bert)))
-        if path is None:
+        if file is None:
             raise ValueError("path: must be that of a checkpoint, not None")
         try:
             chosen = select_device(str(device))
-            opened = open_checkpoint(path, chosen, bert_tokenizer=bert_tokenizer, ck_bert=ck_bert, img_size=img_size,
+            opened = open_checkpoint(file, chosen, bert_tokenizer=vocabulary, ck_bert=bert, img_size=img_size,
                                      mha=mha, flip=flip, amp=amp)
         except InputError as error:
             raise ValueError(str(error)) from error
         return cls(opened.model, opened.tokenizer, opened.img_size, chosen)
 
-    def __call__(self, visible, infrared, text: str) -> Prediction:
+    def __call__(self, visible: AnyImage, infrared: AnyImage, text: str) -> Prediction:
         """Fuse two images under the guidance of a sentence and find what it refers to.
 
         Args:
@@ -105,7 +107,7 @@ class Predictor:
         return self.predict(self.encode_pair(visible, infrared), text)
 
     @torch.inference_mode()
-    def encode_pair(self, visible, infrared) -> Pair:
+    def encode_pair(self, visible: AnyImage, infrared: AnyImage) -> Pair:
         """The part of a prediction that does not depend on the sentence, for `predict` with any number of sentences.
 
         It covers the preparation of the images and the fuser's two encoders. The segmenter runs for each sentence,
@@ -140,6 +142,7 @@ class Predictor:
         """
         input_ids, attention_mask = (tensor.to(self.device) for tensor in self._tokenize(text))
         output = self.model.answer(pair.features, input_ids, attention_mask)
+        assert output.logits is not None  # every checkpoint has a segmenter
         if not (output.fused.isfinite().all() and output.logits.isfinite().all()):
             raise ValueError("the model's output for this pair and sentence is not finite (NaN or infinity)")
         height, width = pair.visible.shape[:2]
@@ -165,18 +168,17 @@ class Predictor:
         if set(ids) <= {self._unknown, self._end}:
             logger.warning("no word of '%s' is in the vocabulary of BERT, so the model cannot know what is meant",
                            printable(text))
-        elif self._unknown in ids:
-            logger.warning("not in the vocabulary of BERT, so read as unknown: %s",
-                           ", ".join(printable(word) for word in self._unknown_words(text)))
+        elif self._unknown in ids and (words := self._unknown_words(text)):
+            logger.warning("not in the vocabulary of BERT, so read as unknown: %s", ", ".join(map(printable, words)))
         return input_ids, attention_mask
 
     def _unknown_words(self, text: str) -> list[str]:
-        """The words of a sentence that the vocabulary has neither whole nor in pieces, in their order."""
-        words = list(dict.fromkeys(re.findall(r"\w+|[^\w\s]", text)))
+        """The words of a sentence that the vocabulary has neither whole nor in pieces; punctuation is none."""
+        words = list(dict.fromkeys(re.findall(r"\w+", text)))
         return [word for word, ids in zip(words, self.tokenizer(words)[0], strict=True) if self._unknown in ids]
 
 
-def _as_path(name: str, path) -> str | None:
+def _as_path(name: str, path: Any) -> str | None:
     """A str, from anything that names a file or folder."""
     try:
         return None if path is None else os.fsdecode(path)

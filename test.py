@@ -2,12 +2,20 @@
 import argparse
 
 from utils.errors import run
-from utils.flags import ArgumentParser, add_checkpoint_flags, at_least, require_existing, seed, thresholds
+from utils.flags import ArgumentParser, Ignored, add_checkpoint_flags, at_least, require_existing, seed, thresholds
+
+READ_OFF = "leave it out, the checkpoint's tensors show it"
+AUTHORS_FLAGS = {"--model": "leave it out, the segmenter is always LAVT", "--prefusion_model": READ_OFF,
+                 "--prefusion_base_ch": READ_OFF, "--pretrained_swin_weights": READ_OFF, "--swin_type": READ_OFF,
+                 "--window12": READ_OFF}
 
 
 def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False,
+        elsewhere=AUTHORS_FLAGS)
+    # torch.distributed.launch passes it; the environment says the same
+    parser.add_argument("--local-rank", action=Ignored, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     parser.add_argument("--ckpt", required=True, default=argparse.SUPPRESS, help="checkpoint to evaluate")
     parser.add_argument("--test_parquet", default="./data/mm_ris_test.parquet",
                         help="a parquet file, or a folder of them")
@@ -53,7 +61,6 @@ def main() -> None:
     if args.text_ablation and args.shuffle_text:
         parser.error("argument --text_ablation: it swaps the sentences itself; leave out --shuffle_text")
     require_existing(args, "ckpt", "test_parquet")
-
 
     import evaluator  # after the command line is known to be good: its imports take seconds
 

@@ -3,18 +3,34 @@ import argparse
 import os
 
 from utils.errors import run
-from utils.flags import ArgumentParser, at_least, find_resume, heads_by_stage, image_size, require_existing
+from utils.flags import (
+    BERT,
+    ArgumentParser,
+    Ignored,
+    at_least,
+    find_resume,
+    heads_by_stage,
+    image_size,
+    require_existing,
+    seed,
+)
 
-BERT = "./bert/pretrained_weights/bert-base-uncased"
 SWIN = "./pretrained_weights/swin_base_patch4_window12_384_22k.pth"
 LAVT_ONE = ("./pretrained_weights/lavt_one_8_cards_ImgNet22KPre_swin-base-window12_refcoco+_adamw_"
             "b32lr0.00005wd1e-2_E40.pth")
+RATES = "use {0}_seg for LAVT and BERT, and {0}_pf for the fuser"
+AUTHORS_FLAGS = {"--model": "leave it out, the segmenter is always LAVT; its size is --swin_type",
+                 "--lr": RATES.format("--lr"), "--wd": RATES.format("--wd"), "--weight_decay": RATES.format("--wd")}
+LONGEST_ID = 200  # bytes; file names end at 255
 
 
 def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
-    rate, count, weight = at_least(0, float), at_least(1), at_least(0, float)
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False,
+        elsewhere=AUTHORS_FLAGS)
+    rate, count, weight = at_least(0, float), at_least(1), at_least(0, float, most=1e9)
+    # torch.distributed.launch passes it; the environment says the same
+    parser.add_argument("--local-rank", action=Ignored, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
     data = parser.add_argument_group("data")
     data.add_argument("--train_parquet", default="./data/mm_ris_train.parquet",
@@ -25,7 +41,7 @@ def build_parser() -> ArgumentParser:
     data.add_argument("--img_size", type=image_size, default=480,
                       help="side of the square network input in pixels; above 32")
     data.add_argument("-b", "--batch-size", type=count, default=16, help="samples per batch and process")
-    data.add_argument("-j", "--workers", type=at_least(0), default=16,
+    data.add_argument("-j", "--workers", type=at_least(0, most=1024), default=16,
                       help="worker processes that load data, per training process; 0: load in the training process")
     data.add_argument("--pin_mem", action="store_true",
                       help="load batches into page-locked memory, for a faster copy to a GPU")
@@ -33,7 +49,7 @@ def build_parser() -> ArgumentParser:
     model = parser.add_argument_group("model")
     model.add_argument("--prefusion_model", choices=["unet_fuser"], default="unet_fuser",
                        help="fusion network; there is one")
-    model.add_argument("--prefusion_base_ch", type=count, default=32,
+    model.add_argument("--prefusion_base_ch", type=at_least(1, most=1024), default=32,
                        help="width c of the fuser, whose levels have c, 2c, 4c and 8c channels")
     model.add_argument("--swin_type", choices=["micro", "tiny", "small", "base", "large"], default="base",
                        help="size of the Swin Transformer; micro (width 32, depths 2-2-2-2) is for quick trials")
@@ -45,6 +61,9 @@ def build_parser() -> ArgumentParser:
     model.add_argument("--fusion_drop", type=rate, default=0.0, help="dropout rate in PWAM")
 
     start = parser.add_argument_group("initial weights (an empty string: random)")
+    start.add_argument("--init_from", default="", metavar="CHECKPOINT",
+                       help="checkpoint that all networks start from, for fine-tuning; Swin and LAVT files are not "
+                            "read then")
     start.add_argument("--pretrained_swin_weights", default=SWIN,
                        help="Swin's ImageNet weights; bias tables of another window size are resized")
     start.add_argument("--bert_tokenizer", default=BERT, help="folder with BERT's vocabulary")
@@ -68,6 +87,13 @@ def build_parser() -> ArgumentParser:
                                 ("sobel_ir", 1.0, "the edge distance to the infrared image"),
                                 ("grad", 1.0, "the edge distance to the stronger edge of the two")):
         loss.add_argument(f"--w_{name}", type=weight, default=default, help=f"weight of {what}")
+    loss.add_argument("--ssim_window", type=at_least(3, most=1001), default=11,
+                      help="side of SSIM's window in pixels; odd")
+    loss.add_argument("--ssim_sigma", type=at_least(0.1, float, most=1000), default=1.5,
+                      help="standard deviation of the Gaussian in SSIM's window, in pixels")
+    loss.add_argument("--ssim_edges", choices=["valid", "zero"], default="valid",
+                      help="valid: SSIM over the windows inside the image; zero: over a window around each pixel, the "
+                           "image padded with zeros, as in the authors' public scripts")
 
     optim = parser.add_argument_group("optimization (AdamW, polynomial decay to 0)")
     optim.add_argument("--epochs", type=count, default=10, help="passes over the training set")
@@ -83,7 +109,7 @@ def build_parser() -> ArgumentParser:
     optim.add_argument("--model-ema-decay", type=rate, default=0.0,
                        help="decay of an exponential moving average of the weights, as in 0.999, which is then "
                             "validated and stored; 0: none")
-    optim.add_argument("--seed", type=at_least(0), default=0, help="seed of initial weights, sample order and dropout")
+    optim.add_argument("--seed", type=seed, default=0, help="seed of initial weights, sample order and dropout")
 
     part = parser.add_argument_group("training a part")
     part.add_argument("--freeze_bert", action="store_true",
@@ -111,7 +137,7 @@ def build_parser() -> ArgumentParser:
     run_on.add_argument("--torchcompile", action="store_true",
                         help="train with torch.compile; the first step takes minutes")
     run_on.add_argument("--tf32", action="store_true", help="allow TensorFloat-32 in float32 matrix products")
-    run_on.add_argument("--dist-timeout", type=at_least(0.01, float), default=10.0,
+    run_on.add_argument("--dist-timeout", type=at_least(0.01, float, most=1e6), default=10.0,
                         help="minutes until a process that does not answer ends a distributed job")
 
     output = parser.add_argument_group("output")
@@ -123,7 +149,7 @@ def build_parser() -> ArgumentParser:
                         help="steps between two readings of the losses, each of which waits for the device")
     output.add_argument("--resume", default="", metavar="PATH",
                         help="last.pth or epoch_NNN.pth to resume from; auto: last.pth in --output-dir, if it exists")
-    output.add_argument("--save_every_minutes", type=at_least(0, float), default=10.0,
+    output.add_argument("--save_every_minutes", type=at_least(0, float, most=1e6), default=10.0,
                         help="minutes between two saves of last.pth within an epoch; 0: after every step")
     output.add_argument("--keep", type=at_least(0), default=0,
                         help="number of latest epochs whose checkpoints epoch_NNN.pth are kept; 0: none")
@@ -133,32 +159,53 @@ def build_parser() -> ArgumentParser:
 def parse_args() -> argparse.Namespace:
     parser = build_parser()
     args = parser.parse_args()
-    if os.path.basename(args.model_id) != args.model_id or not args.model_id:
-        parser.error(f"argument --model_id: {args.model_id!r} cannot be part of a file name")
-    for name, value in (("fusion_drop", args.fusion_drop), ("model-ema-decay", args.model_ema_decay)):
-        if value >= 1:
-            parser.error(f"argument --{name}: must be below 1, not {value}")
-    if args.load_lavt_head and not args.init_from_lavt_one:
-        parser.error("argument --load_lavt_head: there is no classifier to take without --init_from_lavt_one")
-    if not args.bert_tokenizer:
-        parser.error("argument --bert_tokenizer: a vocabulary cannot be random; name a folder")
-    if args.eval_only and not args.resume:
-        parser.error("argument --eval_only: name the checkpoint to evaluate with --resume")
-    if args.train_fuser_only and (args.freeze_bert or args.freeze_backbone or args.load_lavt_head):
-        parser.error("argument --train_fuser_only: leave out --freeze_bert, --freeze_backbone and --load_lavt_head; "
-                     "BERT stays as it is anyway, and there is no LAVT")
-    if args.train_fuser_only and not args.lambda_prefusion:
-        parser.error("argument --lambda_prefusion: at 0 there is nothing for --train_fuser_only to learn from")
-    if args.torchcompile and args.grad_checkpointing:
-        parser.error("argument --torchcompile: cannot be combined with --grad-checkpointing")
+    for flag, wrong, sentence in contradictions(args):
+        if wrong:
+            parser.error(f"argument --{flag}: {sentence}")
     args.resume = find_resume(args.resume, args.output_dir)
     if args.eval_only and not args.resume:
         parser.error(f"argument --resume: there is no last.pth in {args.output_dir!r}")
-    needed = ["train_parquet"] * (not args.eval_only) + ["val_parquet", "bert_tokenizer", "ck_bert"]
-    if not args.resume:  # a resumed run has its weights in the checkpoint
+    needed = ["train_parquet"] * (not args.eval_only) + ["val_parquet"]
+    from_checkpoint = args.resume or args.init_from  # which may hold what the default folder of BERT has
+    needed += [name for name in ("bert_tokenizer", "ck_bert") if getattr(args, name) != BERT or not from_checkpoint]
+    if args.init_from and not args.resume:
+        needed += ["init_from"]
+    elif not args.resume:  # a resumed run has its weights in the checkpoint
         needed += ["init_from_lavt_one", "ck_prefusion"] + ["pretrained_swin_weights"] * (not args.train_fuser_only)
     require_existing(args, *needed)
     return args
+
+
+def contradictions(args: argparse.Namespace) -> list[tuple[str, bool, str]]:
+    """What single flags cannot show: (flag, whether it is wrong, what is wrong with it)."""
+    combined = [flag for flag, used in (
+        ("--load_lavt_head", args.load_lavt_head), ("--ck_prefusion", args.ck_prefusion),
+        ("--init_from_lavt_one", args.init_from_lavt_one not in ("", LAVT_ONE)),
+        ("--pretrained_swin_weights", args.pretrained_swin_weights not in ("", SWIN))) if used]
+    return [
+        ("model_id", os.path.basename(args.model_id) != args.model_id or not args.model_id or "\0" in args.model_id,
+         f"{args.model_id!r} cannot be part of a file name"),
+        ("model_id", len(os.fsencode(args.model_id)) > LONGEST_ID,
+         f"too long for a file name; take at most {LONGEST_ID} characters"),
+        ("fusion_drop", args.fusion_drop >= 1, f"must be below 1, not {args.fusion_drop}"),
+        ("model-ema-decay", args.model_ema_decay >= 1, f"must be below 1, not {args.model_ema_decay}"),
+        ("ssim_window", args.ssim_window % 2 == 0, f"must be odd, not {args.ssim_window}"),
+        ("ssim_window", args.ssim_edges == "valid" and args.ssim_window > args.img_size,
+         "no such window fits into the images; take --ssim_edges zero or a smaller one"),
+        ("init_from", bool(args.init_from and combined),
+         f"leave out {', '.join(combined)}; all weights come from the checkpoint"),
+        ("load_lavt_head", args.load_lavt_head and not args.init_from_lavt_one,
+         "there is no classifier to take without --init_from_lavt_one"),
+        ("bert_tokenizer", not args.bert_tokenizer, "a vocabulary cannot be random; name a folder"),
+        ("eval_only", args.eval_only and not args.resume, "name the checkpoint to evaluate with --resume"),
+        ("train_fuser_only",
+         args.train_fuser_only and (args.freeze_bert or args.freeze_backbone or args.load_lavt_head),
+         "leave out --freeze_bert, --freeze_backbone and --load_lavt_head; BERT stays as it is anyway, and there is no "
+         "LAVT"),
+        ("lambda_prefusion", args.train_fuser_only and not args.lambda_prefusion,
+         "at 0 there is nothing for --train_fuser_only to learn from"),
+        ("torchcompile", args.torchcompile and args.grad_checkpointing, "cannot be combined with --grad-checkpointing"),
+    ]
 
 
 def main() -> None:

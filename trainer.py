@@ -1,12 +1,9 @@
-"""A whole training run: model, data, optimizer, resuming, and the loop over epochs.
+"""A whole training run: data, model, optimizer, resuming, and the loop over epochs.
 
 `args` is the command line of `train_with_lavt.py` throughout, complete and checked.
 """
 import logging
-import math
 import os
-import platform
-import shlex
 import sys
 from argparse import Namespace
 from dataclasses import asdict
@@ -14,24 +11,28 @@ from dataclasses import asdict
 import torch
 from timm.utils import ModelEmaV3
 
-from bert import Tokenizer, check_vocabulary
-from data import MMRISDataset, evaluation_loader, training_loader
-from engine import Progress, evaluate, evaluate_fusion, train_one_epoch
+from bert import Tokenizer, check_vocabulary, plain_config
+from data import MMRISDataset, evaluation_loader, object_sizes, training_loader
+from engine import evaluate, evaluate_fusion, train_one_epoch
 from evaluation.metrics import metrics_table
-from models import Architecture, build_criterion, build_model
+from models import Architecture, build_criterion
+from models.build import assemble
 from models.ris_fusion import RISFusion
+from training import advice, start
 from training import state as training_state
 from training.autosave import Autosave, Stopped
+from training.description import describe_end, describe_epoch, describe_run, resuming_command
+from training.lock import locked
+from training.memory import lower_memory, out_of_memory_says
 from training.optimizer import build_optimizer, learning_rates, polynomial_decay, trained_networks
-from training.run_record import RunRecord, git_commit
+from training.progress import LEAST_IOU, Progress
+from training.run_record import RunRecord
 from utils import checkpoint, distributed
 from utils.device import (
     allow_tf32,
     can_pin_memory,
     can_sync_batchnorm,
-    describe,
     grad_scaler,
-    is_out_of_memory,
     peak_memory,
     seed_everything,
     select_device,
@@ -43,11 +44,6 @@ from utils.files import set_aside
 from utils.flags import make_folder
 from utils.text import counted
 
-try:
-    from models import fast
-except ImportError:  # the folder may be deleted: the same results, slower and in more memory
-    fast = None
-
 VALIDATION_PICTURES = 8
 RUN_FILES = r"log\.jsonl|run\.json|curves\.png|tensorboard|(last|epoch_\d+|model_best_.*)\.pth"
 
@@ -55,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_job(args: Namespace) -> None:
-    """Train, or with `--eval_only` validate, as this process of one or several; ends the process of a stopped run.
+    """Train, or with `--eval_only` validate, as this process of one or several; exits when a signal stopped the run.
 
     Raises:
         UsageError, InputError: what cannot be carried out, in one sentence.
@@ -66,48 +62,43 @@ def run_job(args: Namespace) -> None:
     with distributed.job(device, args.dist_timeout):
         seed_everything(args.seed)
         try:
-            if args.eval_only:
-                evaluate_only(args, device)
-            else:
-                train(args, device)
+            batch = f"{counted(args.batch_size, 'sample')} of {args.img_size}×{args.img_size} pixels on {device}"
+            with out_of_memory_says(batch, ways_to_save_memory(args)):
+                if args.eval_only:
+                    evaluate_only(args, device)
+                else:
+                    make_folders(args)
+                    with locked(args.output_dir):
+                        train(args, device)
         except Stopped as stop:
-            logger.info("stopped by %s; the run so far is in %s; to resume it:\n  %s", stop,
-                        os.path.join(args.output_dir, "last.pth"), resuming_command())
+            where = f"the run so far is in {os.path.join(args.output_dir, 'last.pth')}"
+            logger.info("stopped by %s; %s; to resume it:\n  %s", stop, where if stop.saved else
+                        "its latest state could not be written", resuming_command(sys.argv, os.environ))
             sys.exit(128 + stop.signal)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise InputError(
-                f"out of memory with {args.batch_size} samples of {args.img_size}×{args.img_size} pixels on {device}; "
-                "lower -b (and raise --grad-accum-steps by the same factor), set --amp or --grad-checkpointing, or "
-                "lower --img_size") from error
 
 
 def train(args: Namespace, device: torch.device) -> None:
-    """The whole run, or what is left of it."""
+    """Train from the start or from where the resumed run stopped, to the end of the last epoch."""
     main_process, several = distributed.rank() == 0, distributed.world_size() > 1
     dtype = getattr(torch, args.amp_dtype) if args.amp else None
     content, state = read_resumed(args)
-    make_folder(args.output_dir, "--output-dir")
-    if args.eval_vis_dir:
-        make_folder(args.eval_vis_dir, "--eval_vis_dir")
+    # The checkpoint that all weights come from, if there is one
+    source = content or (start.read_intact(args.init_from, "init_from") if args.init_from else {})
 
     # Data
-    tokenizer = open_tokenizer(args)
-    train_loader, val_loader = (opened(args, tokenizer, device) for opened in (training_data, validation_data))
+    tokenizer = start.open_tokenizer(args.bert_tokenizer, source, args.resume or args.init_from)
+    train_loader, val_loader = training_data(args, tokenizer, device), validation_data(args, tokenizer, device)
     rows, step_samples = len(train_loader.dataset), train_loader.sampler.step_samples
     epoch_steps = rows // step_samples
 
     # Model
-    model = build_networks(args, tokenizer)
-    if state:
-        with naming("resume"):
-            checkpoint.load_parts(model, state.get("weights", content), args.resume)
-    if can_sync_batchnorm(device) and several:
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    model.to(device, memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
+    with out_of_memory_says(f"these networks on {device}", ["lower --prefusion_base_ch", "take a smaller --swin_type"]):
+        model = build_networks(args, tokenizer, source, state.get("weights") if state else None)
+        if can_sync_batchnorm(device) and several:
+            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model.to(device, memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
     warn_if_slow(device, dtype)
-    install_fast(args, model, device)
+    lower_memory(model, device, activation_checkpointing=args.grad_checkpointing)
     ema = build_ema(args, model, content)
     averaged = ema.module if ema else model  # what is validated and stored as the model
     if args.torchcompile:
@@ -115,28 +106,35 @@ def train(args: Namespace, device: torch.device) -> None:
     wrapped = distributed.wrap(model, device)
     criterion = build_criterion(args, distributed.mean if several else None)
 
-    # Optimizer, and where a resumed run stands
+    # Optimizer, and the state of a resumed run
     optimizer = build_optimizer(model, device, lr_seg=args.lr_seg, wd_seg=args.wd_seg, lr_pf=args.lr_pf,
                                 wd_pf=args.wd_pf, amsgrad=args.amsgrad)
     scaler = grad_scaler(device, dtype)
-    progress, changes = restore(args, content, optimizer, scaler, rows, step_samples) if state else (Progress(), [])
+    progress = state["progress"] if state else Progress()
+    changes = resume(args, content, state, optimizer, scaler, rows, step_samples) if state else []
     scheduler = polynomial_decay(optimizer, args.epochs * epoch_steps, progress.epoch * epoch_steps + progress.step)
     seed_everything(args.seed + distributed.rank())  # dropout differs between processes
     if state:
-        changes += training_state.restore_random(state["random"], device)
+        changes += training_state.restore_random(state["random"], device, args.resume)
         report_resumed(args, progress, changes)
 
-    # What the run leaves
+    # Files of the run
     if main_process:
-        make_room(args)
+        move_earlier_run(args)
     record = RunRecord(args.output_dir, args.eval_vis_dir, scheduler.last_epoch, active=main_process)
-    record.start(describe_run(args, device, model, rows, len(val_loader.dataset), step_samples))
+    precision = args.amp_dtype if args.amp else "tf32" if args.tf32 else "float32"
+    record.start(describe_run(vars(args), sys.argv, device, model, precision=precision, training_rows=rows,
+                              validation_rows=len(val_loader.dataset), step_samples=step_samples))
+    if main_process and not args.train_fuser_only:
+        report_small_objects(args, val_loader.dataset)
+
+    bert = {"config": plain_config(model.text_encoder), "vocabulary": tokenizer.vocabulary()}
 
     def pack(**more) -> dict:
-        return checkpoint.pack(averaged, progress.epoch - 1, vars(args), **more)
+        return checkpoint.pack(averaged, progress.epoch - 1, vars(args), bert=bert, **more)
 
     def pack_all() -> dict:
-        """With all that a run needs to go on; for all processes together."""
+        """A checkpoint that can be resumed; all processes call it together."""
         return pack(training=training_state.pack(
             asdict(progress), optimizer, scaler, device, rows, checkpoint.weights(model) if ema else None))
 
@@ -155,42 +153,42 @@ def train(args: Namespace, device: torch.device) -> None:
             wrapped, criterion, train_loader, optimizer, scheduler, scaler, device, progress, autosave,
             networks=trained_networks(model), dtype=dtype, accum=args.grad_accum_steps, grad_clip=args.grad_clip,
             print_freq=args.print_freq, max_bad_steps=args.max_bad_steps, ema=ema, on_terms=on_terms)
-        autosave.save()  # validation may take long, and a signal ends it at once
+        autosave.save()  # before validation, which may take long and is stopped by a signal at once
 
         distributed.share_buffers(averaged)
-        metrics, sheet, bad_rows = validate(args, averaged, criterion, val_loader, device, dtype, autosave.check)
-        score = -metrics["val_total"] if args.train_fuser_only else metrics["oIoU"]
-        better, progress.best = score > progress.best, max(score, progress.best)
+        metrics, sheet, bad_rows = validate(args, averaged, val_loader, device, dtype, autosave.check)
         progress.history.append(progress.entry(metrics, bad_rows))
-        report_epoch(progress.history[-1])
+        logger.info(describe_epoch(progress.history[-1]))
         progress.next_epoch()
         record.epoch(progress.history, sheet, scheduler.last_epoch)
-        if better:
-            record.checkpoint(f"model_best_{args.model_id}.pth", pack(metrics=metrics))
+        if progress.is_best(metrics) and record.checkpoint(best_name(args), pack(metrics=metrics)):
+            if progress.decided_by_loss(metrics):
+                logger.warning("WARNING: overall IoU is below %g %%; %s now holds epoch %d, whose validation loss is "
+                               "lower", LEAST_IOU, best_name(args), progress.epoch - 1)
+            progress.keep_as_best(progress.epoch - 1, metrics)
         if args.keep:
             record.checkpoint(f"epoch_{progress.epoch - 1:03d}.pth", pack_all())
             record.keep_latest(args.keep)
         autosave.save()
     record.close()
-    report_end(args, progress)
+    logger.info(describe_end(progress, args.epochs, os.path.join(args.output_dir, best_name(args))))
+    if record.unwritten:
+        raise InputError(f"these files could not be written, see the warnings above: {', '.join(record.unwritten)}; "
+                         "free space or name another folder, then resume the run", "output-dir")
 
 
 def evaluate_only(args: Namespace, device: torch.device) -> None:
     """Print how good the checkpoint of `--resume` is on the validation set."""
-    with naming("resume"):
-        content = checkpoint.read(args.resume)
-    tokenizer = open_tokenizer(args)
+    content = start.read_intact(args.resume, "resume")
+    tokenizer = start.open_tokenizer(args.bert_tokenizer, content, args.resume)
     loader = validation_data(args, tokenizer, device)
-    model = build_networks(args, tokenizer)
-    with naming("resume"):
-        checkpoint.load_parts(model, content, args.resume)
-    metrics, _, _ = validate(args, model.to(device), build_criterion(args), loader, device,
-                             getattr(torch, args.amp_dtype) if args.amp else None)
+    model = build_networks(args, tokenizer, content).to(device)
+    metrics, _, _ = validate(args, model, loader, device, getattr(torch, args.amp_dtype) if args.amp else None)
     if distributed.rank() == 0:
         print(f"{args.resume} on {args.val_parquet}\n{metrics_table(metrics)}")
 
 
-def validate(args: Namespace, model: RISFusion, criterion, loader, device: torch.device, dtype=None, on_batch=None):
+def validate(args: Namespace, model: RISFusion, loader, device: torch.device, dtype=None, on_batch=None):
     """Evaluate on the validation set.
 
     Args:
@@ -198,7 +196,7 @@ def validate(args: Namespace, model: RISFusion, criterion, loader, device: torch
     Returns:
         The metrics, the first samples as a contact sheet, (H, W, 3) uint8, and the messages about rows left out.
     """
-    bad_rows = []
+    bad_rows, criterion = [], build_criterion(args)
     sheet = SampleSheet(loader.dataset.questions, VALIDATION_PICTURES)
 
     def add_to_sheet(batch, output):
@@ -206,38 +204,41 @@ def validate(args: Namespace, model: RISFusion, criterion, loader, device: torch
         if on_batch is not None:
             on_batch()
 
-    with torch.compiler.set_stance("force_eager"):  # compiling for evaluation, too, would take longer than it saves
+    with torch.compiler.set_stance("force_eager"):  # compiling for evaluation as well would take longer than it saves
         if args.train_fuser_only:
             metrics = evaluate_fusion(model, criterion, loader, device, add_to_sheet, bad_rows, dtype)
         else:
-            metrics, _ = evaluate(model, loader, device, on_batch=add_to_sheet, bad=bad_rows, dtype=dtype)
+            metrics, counts = evaluate(model, loader, device, on_batch=add_to_sheet, bad=bad_rows, dtype=dtype,
+                                       criterion=criterion)
+            if problem := advice.on_finding_nothing(counts, args.seg_loss):
+                logger.warning("WARNING: %s", problem)
     for message in bad_rows:
         logger.warning("WARNING: left out: %s", message)
     sheet.gather()
     return metrics, sheet.page(), bad_rows
 
 
-def open_tokenizer(args: Namespace) -> Tokenizer:
-    """The tokenizer of `--bert_tokenizer`."""
-    with naming("bert_tokenizer"):
-        return Tokenizer(args.bert_tokenizer)
+def build_networks(args: Namespace, tokenizer: Tokenizer, source: dict, weights: dict | None = None) -> RISFusion:
+    """The joint model with the weights to start from, frozen as the flags say.
 
-
-def build_networks(args: Namespace, tokenizer: Tokenizer) -> RISFusion:
-    """The joint model with the weights to start from, frozen as asked for."""
-    try:
-        Architecture.from_flags(args)
-    except ValueError as error:
-        raise UsageError(str(error), "mha") from error
-    model = build_model(args, pretrained=not args.resume, segment=not args.train_fuser_only)
+    Args:
+        source: content of the checkpoint of `--resume`, else of `--init_from`, else empty.
+        weights: state dicts to resume from where those of `source` are averaged ones.
+    """
+    architecture = resolve_architecture(args, source)
+    text_encoder = start.open_text_encoder(args.ck_bert, source, args.resume or args.init_from)
     with naming("bert_tokenizer"):
-        check_vocabulary(tokenizer, model.text_encoder)
-    if args.init_from_lavt_one and not args.resume:
-        with naming("init_from_lavt_one"):
-            checkpoint.load_lavt_one(model, args.init_from_lavt_one, with_head=args.load_lavt_head)
-    if args.ck_prefusion and not args.resume:
-        with naming("ck_prefusion"):
-            checkpoint.load_fuser(model.fuser, args.ck_prefusion)
+        check_vocabulary(tokenizer, text_encoder)
+    model = assemble(architecture, text_encoder, segment=not args.train_fuser_only)
+    if args.resume:
+        with naming("resume"):
+            checkpoint.load_parts(model, weights or source, args.resume)
+    elif args.init_from:
+        with naming("init_from"):
+            start.load_networks(model, architecture, source, args.init_from)
+    else:
+        start.load_pretrained(model, swin=args.pretrained_swin_weights, lavt_one=args.init_from_lavt_one,
+                              lavt_head=args.load_lavt_head, fuser=args.ck_prefusion)
     if args.freeze_bert or args.train_fuser_only:
         model.freeze(model.text_encoder)
     if args.freeze_backbone:
@@ -245,20 +246,23 @@ def build_networks(args: Namespace, tokenizer: Tokenizer) -> RISFusion:
     return model
 
 
-def install_fast(args: Namespace, model: RISFusion, device: torch.device) -> None:
-    """Let the model train in less memory, as the flags and the device want it."""
-    if args.grad_checkpointing:
-        if fast is None:
-            raise UsageError("models/fast/, which it needs, is not here; leave the flag out", "grad-checkpointing")
-        fast.checkpoint_activations(model)
-        fast.return_freed_memory(device)
-    elif fast is not None:
-        fast.save_memory(model, device)
-        fast.keep_freed_memory(device)
+def resolve_architecture(args: Namespace, source: dict) -> Architecture:
+    """The sizes of the networks; sets `args.window12` to what was decided, so that checkpoints store that.
+
+    With `--init_from` no Swin file is read, so the window is not that of the file's name but that of the checkpoint.
+    """
+    try:
+        architecture = Architecture.from_flags(args)
+    except ValueError as error:
+        raise UsageError(str(error), "mha") from error
+    if args.init_from and not args.window12:
+        architecture = start.window_of(source, architecture)
+    args.window12 = architecture.window == 12
+    return architecture
 
 
 def build_ema(args: Namespace, model: RISFusion, content: dict) -> ModelEmaV3 | None:
-    """The weights' moving average, as far as the checkpoint of `--resume` brought it; None without that flag."""
+    """The moving average of the weights, resumed if there is something to resume; None without the flag."""
     if not args.model_ema_decay:
         return None
     ema = ModelEmaV3(model, decay=args.model_ema_decay)
@@ -268,18 +272,18 @@ def build_ema(args: Namespace, model: RISFusion, content: dict) -> ModelEmaV3 | 
     return ema
 
 
-def open_data_set(args: Namespace, path: str, tokenizer: Tokenizer) -> MMRISDataset:
-    """A data set as the networks to train want it."""
-    return MMRISDataset(path, tokenizer, args.img_size, masks=not args.train_fuser_only, bad_rows=args.bad_rows)
+def open_data_set(args: Namespace, path: str, tokenizer: Tokenizer, **more) -> MMRISDataset:
+    """A data set as the networks to train need it; `more` arguments of `MMRISDataset`."""
+    return MMRISDataset(path, tokenizer, args.img_size, masks=not args.train_fuser_only, bad_rows=args.bad_rows, **more)
 
 
 def training_data(args: Namespace, tokenizer: Tokenizer, device: torch.device):
-    """The training loader, whose sampler can go to any sample of any epoch.
+    """The training loader, whose sampler can start at any sample of any epoch.
 
     Raises:
         InputError: there are too few rows for a step.
     """
-    dataset = open_data_set(args, args.train_parquet, tokenizer)
+    dataset = open_data_set(args, args.train_parquet, tokenizer, cache_dir="")
     loader = training_loader(dataset, args.batch_size, args.grad_accum_steps, seed=args.seed, workers=args.workers,
                              pin_memory=args.pin_mem and can_pin_memory(device))
     if len(dataset) < loader.sampler.step_samples:
@@ -290,7 +294,8 @@ def training_data(args: Namespace, tokenizer: Tokenizer, device: torch.device):
 
 def validation_data(args: Namespace, tokenizer: Tokenizer, device: torch.device):
     """The validation loader."""
-    return evaluation_loader(open_data_set(args, args.val_parquet, tokenizer), args.batch_size, workers=args.workers,
+    dataset = open_data_set(args, args.val_parquet, tokenizer, exact=True)
+    return evaluation_loader(dataset, args.batch_size, workers=args.workers,
                              pin_memory=args.pin_mem and can_pin_memory(device))
 
 
@@ -298,29 +303,35 @@ def read_resumed(args: Namespace) -> tuple[dict, dict | None]:
     """The content of the checkpoint of `--resume` and the training state in it; without that flag, nothing."""
     if not args.resume:
         return {}, None
-    with naming("resume"):
-        content = checkpoint.read(args.resume)
-        return content, training_state.unpack(content, args.resume)
+    content = start.read_intact(args.resume, "resume")
+    state = training_state.unpack(content, args.resume)
+    if state is None:
+        raise InputError(f"{args.resume} holds weights but no state of a training run, as last.pth does; to start a "
+                         "new run from them, name the file with --init_from, or with --ck_prefusion for its fuser "
+                         "alone", "resume")
+    return content, state
 
 
-def restore(args: Namespace, content: dict, optimizer, scaler, rows: int, step_samples: int
-            ) -> tuple[Progress, list[str]]:
-    """Fill optimizer and scaler from a checkpoint; return its progress and, in words, what differs from that run."""
-    state = content["training"]
-    progress = Progress(**state["progress"])
+def resume(args: Namespace, content: dict, state: dict, optimizer, scaler, rows: int, step_samples: int) -> list[str]:
+    """Fill optimizer and scaler from a training state and adapt its progress; return in words what differs now."""
+    progress = state["progress"]
     changes = training_state.changed_settings(checkpoint.stored_args(content), vars(args), state["rows"], rows)
     changes += progress.refit(step_samples)
-    with naming("resume"):
-        training_state.restore_optimizer(optimizer, state["optimizer"], args.resume)
-    scaler.load_state_dict(state["scaler"])
-    best_file = os.path.join(args.output_dir, f"model_best_{args.model_id}.pth")
-    if not (continues_in_place(args) and os.path.isfile(best_file)):
-        progress.best = -math.inf  # the best so far lies in another folder: this one gets one of its own
-    return progress, changes
+    training_state.restore(state, optimizer, scaler, args.resume)
+    if not (continues_in_place(args) and os.path.isfile(os.path.join(args.output_dir, best_name(args)))):
+        progress.forget_best()  # its checkpoint is in another folder; this one gets its own
+    return changes
+
+
+def report_small_objects(args: Namespace, dataset: MMRISDataset) -> None:
+    """Warn where most objects are small, with what helps."""
+    shares = object_sizes.first_shares(dataset)
+    if advice := object_sizes.small_objects(shares, args.img_size, args.seg_loss):
+        logger.warning("WARNING: the first %s: %s", counted(len(shares), "validation sample"), advice)
 
 
 def report_resumed(args: Namespace, progress: Progress, changes: list[str]) -> None:
-    """Say where the run resumes, and in what it differs from the run that it resumes."""
+    """Print where the run resumes, and how its settings differ from those of the run that it resumes."""
     for change in changes:
         logger.warning("WARNING: this run differs from the one it resumes: %s", change)
     if progress.epoch < args.epochs:
@@ -329,49 +340,25 @@ def report_resumed(args: Namespace, progress: Progress, changes: list[str]) -> N
         logger.info("%s: this run is finished; raise --epochs for more", args.resume)
 
 
-def report_epoch(entry: dict) -> None:
-    """One line about an epoch, from its entry in log.jsonl."""
-    shown = ", ".join(f"{name} {entry[name]:.{digits}f}"
-                      for name, digits in (("mIoU", 2), ("oIoU", 2), ("val_total", 4)) if name in entry)
-    logger.info("epoch %d: loss %.4f, %s, %.1f samples/s", entry["epoch"], entry["total"], shown,
-                entry["samples_per_second"])
+def best_name(args: Namespace) -> str:
+    """The name of the best checkpoint."""
+    return f"model_best_{args.model_id}.pth"
 
 
-def report_end(args: Namespace, progress: Progress) -> None:
-    """The last line of a run: how good the best checkpoint is, and where."""
-    best = f"val_total {-progress.best:.4f}" if args.train_fuser_only else f"overall IoU {progress.best:.2f}"
-    logger.info("%d of %s done; best %s, in %s", progress.epoch, counted(args.epochs, "epoch"), best,
-                os.path.join(args.output_dir, f"model_best_{args.model_id}.pth"))
-
-
-def describe_run(args: Namespace, device: torch.device, model: RISFusion, train_rows: int, val_rows: int,
-                 step_samples: int) -> dict:
-    """What the run is, as plain values for run.json; also logged."""
-    millions = {name: round(sum(p.numel() for p in network.parameters()) / 1e6, 3)
-                for name, network in model.networks().items()}
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
-    precision = args.amp_dtype if args.amp else "tf32" if args.tf32 else "float32"
-    logger.info("%s, %s, %s; parameters %s (%.1f M trained)", describe(device),
-                counted(distributed.world_size(), "process", "processes"), precision,
-                ", ".join(f"{name} {count:.1f} M" for name, count in millions.items()), trained)
-    logger.info("%d training and %s; %s of %s, %s a step", train_rows, counted(val_rows, "validation sample"),
-                counted(args.epochs, "epoch"), counted(train_rows // step_samples, "step"),
-                counted(step_samples, "sample"))
-    return {
-        "device": describe(device), "processes": distributed.world_size(), "precision": precision,
-        "million_parameters": millions, "million_trained": round(trained, 3), "training_samples": train_rows,
-        "validation_samples": val_rows, "effective_batch": step_samples, "steps_per_epoch": train_rows // step_samples,
-        "resumed_from": args.resume or None, "git_commit": git_commit(), "python": platform.python_version(),
-        "torch": torch.__version__, "command": sys.argv, "flags": vars(args)}
+def make_folders(args: Namespace) -> None:
+    """Make the folders of the run."""
+    make_folder(args.output_dir, "--output-dir")
+    if args.eval_vis_dir:
+        make_folder(args.eval_vis_dir, "--eval_vis_dir")
 
 
 def continues_in_place(args: Namespace) -> bool:
-    """Whether the files in the output folder are those of the run that is resumed."""
+    """Whether the output folder is that of the run that is resumed."""
     return bool(args.resume) and os.path.dirname(os.path.abspath(args.resume)) == os.path.abspath(args.output_dir)
 
 
-def make_room(args: Namespace) -> None:
-    """Move what another run left in this one's folders out of the way."""
+def move_earlier_run(args: Namespace) -> None:
+    """Move the files of another run out of this run's folders."""
     if continues_in_place(args):
         return
     set_aside(args.output_dir, RUN_FILES)
@@ -379,15 +366,9 @@ def make_room(args: Namespace) -> None:
         set_aside(args.eval_vis_dir, r"epoch_\d+\.png")
 
 
-def resuming_command() -> str:
-    """The command that resumes this run."""
-    words, former = [], ""
-    for word in sys.argv:
-        if former != "--resume" and word.split("=")[0] != "--resume":
-            words.append(word)
-        former = word
-    launcher = "python"
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        one_node = os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]
-        launcher = f"torchrun --nproc_per_node={os.environ['WORLD_SIZE']}" if one_node else "torchrun … (as before)"
-    return f"{launcher} {shlex.join(words)} --resume auto"
+def ways_to_save_memory(args: Namespace) -> list[str]:
+    """How a step can take less memory, in words, without what the flags say already."""
+    ways = ["lower -b (and raise --grad-accum-steps by the same factor)"] if args.batch_size > 1 else []
+    unused = [flag for flag, used in (("--amp", args.amp), ("--grad-checkpointing", args.grad_checkpointing))
+              if not (used or args.eval_only)]
+    return [*ways, *([f"set {' or '.join(unused)}"] if unused else []), "lower --img_size"]

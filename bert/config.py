@@ -1,13 +1,12 @@
 """BERT's configuration as plain values, checked before a network is built from it."""
 import json
-import math
 import os
 from typing import Any
 
 import torch
 
 from utils.errors import InputError, UsageError
-from utils.text import first_line, printable
+from utils.text import first_line, printable, printable_value
 
 from .tokenizer import MAX_TOKENS
 
@@ -87,16 +86,16 @@ def make_config(values: Any, source: str):
     for name, kind, least, most in NUMBERS:
         if name in chosen and not _is_number(chosen[name], kind, least, most):
             raise InputError(f"{source}: {name} must be a{' whole' if kind is int else ''} number from {least} to "
-                             f"{most}, not {printable(repr(chosen[name]))}")
+                             f"{most}, not {printable_value(chosen[name])}")
     activation = chosen.get("hidden_act", "gelu")
     if activation not in ACTIVATIONS:
-        raise InputError(f"{source}: hidden_act is {printable(repr(activation))}; known are {', '.join(ACTIVATIONS)}")
+        raise InputError(f"{source}: hidden_act is {printable_value(activation)}; known are {', '.join(ACTIVATIONS)}")
     config = BertConfig(attn_implementation="sdpa",
                         **{name: value for name, value in chosen.items() if name != "pad_token_id"})
     config.pad_token_id = chosen.get("pad_token_id", 0)
     if config.pad_token_id is not None and not _is_number(config.pad_token_id, int, 0, config.vocab_size - 1):
         raise InputError(f"{source}: pad_token_id must be a number below vocab_size, {config.vocab_size}, not "
-                         f"{printable(repr(config.pad_token_id))}")
+                         f"{printable_value(config.pad_token_id)}")
     if config.hidden_size % config.num_attention_heads:
         raise InputError(f"{source}: the {config.num_attention_heads} attention heads do not divide the hidden size, "
                          f"{config.hidden_size}")
@@ -108,7 +107,7 @@ def make_config(values: Any, source: str):
 
 def _is_number(value: Any, kind: type, least: float, most: float) -> bool:
     kinds = (int,) if kind is int else (int, float)
-    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value) and least <= value <= most
+    return isinstance(value, kinds) and not isinstance(value, bool) and least <= value <= most
 
 
 def _count_parameters(config) -> int:

@@ -14,7 +14,7 @@ POSITIONS = 64
 
 def write_tiny_bert(folder: str, sentences: list[str], seed: int = 0, *, hidden: int = 128, layers: int = 2,
                     heads: int = 2, dropout: float = 0.1) -> None:
-    """Write a folder that reads like `bert-base-uncased`: config.json, model.safetensors, vocab.txt, tokenizer files.
+    """Write a folder with the files of `bert-base-uncased`: config.json, model.safetensors, vocab.txt, tokenizer files.
 
     The same arguments give the same bytes. Files of these names are replaced, each once it is complete.
 
@@ -50,9 +50,9 @@ def write_tiny_bert(folder: str, sentences: list[str], seed: int = 0, *, hidden:
 
 
 def make_vocabulary(sentences: list[str]) -> list[str]:
-    """WordPiece tokens: the special ones, all characters alone and as `##` continuations, and all words of `sentences`.
+    """WordPiece tokens: special tokens, all characters alone and as `##` continuations, and all words of `sentences`.
 
-    WordPieceTrainer is not used because the pieces it chooses, and their order, differ from run to run.
+    WordPieceTrainer is not used, because the pieces it chooses and their order differ between runs.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 

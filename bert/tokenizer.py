@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 
 from utils.errors import InputError, UsageError
-from utils.text import first_line, printable
+from utils.text import first_line, printable, printable_value
 
 MAX_TOKENS = 20
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -99,7 +99,7 @@ def _checked(words: Iterable[str], path: str) -> list[str]:
     ids = {}
     for i, word in enumerate(words):
         if not isinstance(word, str) or not _is_utf8(word):
-            raise InputError(f"{path}: the word with id {i} is no valid text, but {printable(repr(word))}")
+            raise InputError(f"{path}: the word with id {i} is no valid text, but {printable_value(word)}")
         if word in ids:
             raise InputError(f"{path}: the word {printable(word)!r} occurs twice, with ids {ids[word]} and {i}")
         ids[word] = i
@@ -143,6 +143,6 @@ def _words_of_json(path: str) -> list[str]:
     words = sorted(ids, key=lambda word: ids[word] if isinstance(ids[word], int) else -1)
     for i, word in enumerate(words):
         if ids[word] != i or isinstance(ids[word], bool):
-            raise InputError(f"{path}: the id of the word {printable(word)!r} is {printable(repr(ids[word]))}; ids "
+            raise InputError(f"{path}: the id of the word {printable(word)!r} is {printable_value(ids[word])}; ids "
                              f"must be 0 to {len(ids) - 1}, each once")
     return words

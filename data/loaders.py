@@ -1,26 +1,77 @@
-"""DataLoaders: what a data set's samples become batches by, in training and in evaluation."""
+"""DataLoaders: how a data set's samples become batches, in training and in evaluation."""
+import logging
+import multiprocessing
+import signal
+import threading
+from collections.abc import Iterator
+
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from utils import distributed
+from utils.errors import InputError
 from utils.workers import leave_signals_to_the_parent
 
-from .mm_ris import collate
+from .mm_ris import MMRISDataset, collate
 from .sampler import EpochSampler, share
 
+logger = logging.getLogger(__name__)
 
-def training_loader(dataset: Dataset, batch_size: int, accum_steps: int = 1, *, seed: int = 0, workers: int = 0,
+
+class BatchLoader(DataLoader):
+    """A DataLoader that reports a dead worker process in one sentence.
+
+    Raises (while iterating):
+        InputError: a worker process has died, as when memory runs out.
+    """
+
+    _workers: frozenset = frozenset()
+
+    def __iter__(self) -> Iterator[dict]:
+        before = set(multiprocessing.active_children())
+        batches = super().__iter__()
+        self._workers |= set(multiprocessing.active_children()) - before  # with persistent_workers, once
+        if self._workers and threading.current_thread() is threading.main_thread():
+            # PyTorch's handler raises an error wherever the main thread is when a worker process dies; without it, the
+            # error is raised here, when the next batch is asked for.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                codes = [worker.exitcode for worker in self._workers if worker.exitcode]
+                if not codes:
+                    raise
+                raise InputError(f"a worker process that loads data was ended by {_name_exit(codes[0])}; this happens "
+                                 "when memory runs out: use fewer workers or smaller batches") from error
+            yield batch
+
+
+def _name_exit(code: int) -> str:
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:
+        return f"exit code {code}"
+
+
+def training_loader(dataset: MMRISDataset, batch_size: int, accum_steps: int = 1, *, seed: int = 0, workers: int = 0,
                     pin_memory: bool = False) -> DataLoader:
     """This process's share of shuffled epochs; `loader.sampler.set_epoch` goes to any sample of any epoch.
 
     Args:
-        dataset: an `MMRISDataset`.
+        dataset: what to read; a warning says if its row groups are too large for a full shuffle.
         batch_size: samples in a batch of each process.
         accum_steps: batches of each process that make up one optimizer step.
         seed: of the order, together with the number of the epoch.
         workers: worker processes; 0: the batches are made in this process.
         pin_memory: whether batches lie in page-locked memory.
     """
+    if dataset.windows() is not None:
+        logger.warning("the row groups of the training data are large: rows are shuffled only within parts of %d MB; "
+                       "`python data/merge_parquet.py FILE --out OTHER.parquet` rewrites a file in small row groups",
+                       dataset.limits.window_bytes // 10**6)
     world_size = distributed.world_size()
     sampler = EpochSampler(dataset, batch_size * accum_steps * world_size, distributed.rank(), world_size, seed)
     return _loader(dataset, sampler, batch_size, workers, pin_memory)
@@ -33,8 +84,8 @@ def evaluation_loader(dataset: Dataset, batch_size: int, *, workers: int = 0, pi
 
 
 def _loader(dataset: Dataset, sampler, batch_size: int, workers: int, pin_memory: bool) -> DataLoader:
-    return DataLoader(
+    return BatchLoader(
         dataset, batch_size, sampler=sampler, num_workers=workers, persistent_workers=workers > 0, collate_fn=collate,
         pin_memory=pin_memory, worker_init_fn=leave_signals_to_the_parent,
-        # Creating an iterator draws a number: from this generator, so that the run's own state does not depend on it.
+        # Creating an iterator draws a random number: from this generator, so that the run's own state stays the same.
         generator=torch.Generator())

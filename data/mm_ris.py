@@ -1,5 +1,8 @@
 """The MM-RIS data set: an infrared and a visible image, a sentence, and the mask of the object it refers to."""
+import contextlib
+import logging
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,24 +11,28 @@ import torch
 from utils.errors import InputError
 
 from .columns import IMAGES, MASK, NULL, read_columns
-from .decode import decode_lumas, decode_mask, decode_pixels
+from .decode import decode_lumas, decode_pixels, read_mask
 from .parquet_rows import ParquetRows, ReadLimits, RowError, find_parquet
-from .resize import Squares
+from .resize import Resizer
+from .row_cache import small_row_groups
 
-TOKENIZED_AT_ONCE = 4096  # sentences; what a tokenizer returns takes kilobytes of each
-KEPT_IMAGE = 2**23  # bytes of a decoded image whose memory is used again
+TOKENIZED_AT_ONCE = 4096  # sentences; a tokenizer's output takes kilobytes for each
+KEPT_IMAGE = 2**23  # bytes of a decoded image up to which its memory is used again
+MASK_NOTE, NO_SHARED_MEMORY = 0, 1  # what all processes together report once
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class BadRow:
-    """In place of a sample, with `bad_rows="skip"`: the row, over all files, and a sentence on what is wrong."""
+    """In place of a sample, with `bad_rows="skip"`: the row, counted over all files, and a sentence on its fault."""
 
     row: int
     message: str
 
 
 class MMRISDataset(torch.utils.data.Dataset):
-    """MM-RIS triplets in parquet; images are read as they are asked for, the rest at opening.
+    """MM-RIS triplets in parquet: texts are read when it is opened, images and masks when their row is.
 
     `dataset[row]` is a dict, S being `img_size`:
         vis, ir: (3, S, S) float32, standardised with the ImageNet statistics.
@@ -39,8 +46,10 @@ class MMRISDataset(torch.utils.data.Dataset):
 
     Attributes:
         questions, names: the sentence and the image name of each row, as sequences of str.
-        indices: the `index` column, which names output files; the row numbers if it is absent or does not serve.
+        indices: the `index` column, which names output files; the row numbers if it is absent or does not tell the rows
+            apart.
         input_ids, attention_mask: (rows, 20) int32 and uint8, the tokens of `questions`.
+        cut: number of sentences with more than 20 tokens, of which only the first 20 are used.
 
     Args:
         path: a parquet file, or a folder of them whose rows follow one another in the order of the file names.
@@ -51,13 +60,19 @@ class MMRISDataset(torch.utils.data.Dataset):
         masks: False leaves the column `segmentation` alone, which then need not exist.
         bad_rows: what becomes of a row that cannot be used (null, an image or mask that cannot be decoded, no words in
             the sentence): "stop" raises an InputError, "skip" gives a `BadRow`, which `collate` leaves out.
+        exact: resize images exactly as Pillow does, for evaluation. False is faster for images of which one side is
+            `img_size` already, and then within 1/255 of Pillow's pixels.
+        cache_dir: folder for copies of files with large row groups, from which rows are read fast in any order (see
+            `row_cache`); they are written now. An empty string means the folder of each file; None: no copies.
+        limits: which row groups are large, and how much of them is in memory at a time.
     Raises:
         InputError: data that cannot be used; the message names file, row (within the file) and column. What concerns
-            images and masks is found when their row is asked for.
+            images and masks is found when their row is read.
     """
 
     def __init__(self, path: str, tokenizer, img_size: int = 480, originals: bool = False, masks: bool = True,
-                 lumas: bool = False, bad_rows: str = "stop", limits: ReadLimits | None = None):
+                 lumas: bool = False, bad_rows: str = "stop", exact: bool = False, cache_dir: str | None = None,
+                 limits: ReadLimits | None = None):
         if img_size < 1:
             raise ValueError(f"img_size must be a positive number of pixels, not {img_size}")
         if bad_rows not in ("stop", "skip"):
@@ -69,13 +84,20 @@ class MMRISDataset(torch.utils.data.Dataset):
         self.names, self.questions, self.indices, self._wordless = read_columns(path, files, columns)
         if self._wordless and bad_rows == "stop":
             raise InputError(self._wordless[min(self._wordless)])
-        self._rows = ParquetRows(files, columns, limits)
+        limits = limits or ReadLimits()
+        sources = None if cache_dir is None else [small_row_groups(file, columns, cache_dir, limits) for file in files]
+        self._rows = ParquetRows(files, columns, limits, sources)
         if len(self._rows) != len(self.questions):
             raise InputError(f"{path}: its row groups have {len(self._rows)} rows, its columns {len(self.questions)}; "
                              "the file is damaged, download or write it again")
-        self._squares = Squares(img_size)
+        self._resizer = Resizer(img_size, exact)
         self._memory: dict[str, np.ndarray] = {}
+        self._reported = _shared_flags()
         self.input_ids, self.attention_mask = _tokenize(tokenizer, self.questions)
+        self.cut = _count_cut(tokenizer, self.input_ids, self.attention_mask)
+        if self.cut:
+            logger.warning("%s: %d of %d sentences are longer than %d word pieces and are cut", path, self.cut,
+                           len(self), self.input_ids.shape[1])
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -84,12 +106,12 @@ class MMRISDataset(torch.utils.data.Dataset):
         return self.__getitems__([row])[0]
 
     def __getitems__(self, rows: list[int]) -> "Samples":
-        """Several rows at once, as a DataLoader asks for them: decoded into what will be the batch's own memory."""
+        """Several rows at once, as a DataLoader reads them: decoded into the memory of the batch."""
         count, side = len(rows), self.img_size
-        tensors = {"vis": _empty((count, 3, side, side), torch.float32),
-                   "ir": _empty((count, 3, side, side), torch.float32)}
+        tensors = {"vis": self._allocate((count, 3, side, side), torch.float32),
+                   "ir": self._allocate((count, 3, side, side), torch.float32)}
         if self.masks:
-            tensors["target"] = _empty((count, side, side), torch.int64)
+            tensors["target"] = self._allocate((count, side, side), torch.int64)
         samples, good = Samples(), 0
         for row in rows:
             try:
@@ -111,10 +133,10 @@ class MMRISDataset(torch.utils.data.Dataset):
         cells = self._rows.read(row)
         vis, ir = (self._decode(cells, column, row) for column in IMAGES)
         size = vis.shape[1::-1]
-        self._squares.pair(vis, ir, sample["vis"], sample["ir"])
+        self._resizer.pair(vis, ir, sample["vis"], sample["ir"])
         if self.masks:
             mask = self._decode(cells, MASK, row)
-            self._squares.mask(mask, sample["target"])
+            self._resizer.mask(mask, sample["target"])
         sample |= {"input_ids": self.input_ids[row].long(), "attention_mask": self.attention_mask[row].long(),
                    "row": row}
         if self.originals:
@@ -125,36 +147,58 @@ class MMRISDataset(torch.utils.data.Dataset):
 
     def _decode(self, cells: dict, column: str, row: int) -> np.ndarray:
         if cells[column] is None:
-            raise RowError(f"{self._place(row, column)} {NULL}")
+            raise RowError(f"{self._name_cell(row, column)} {NULL}")
         try:
             if column == MASK:
-                return decode_mask(cells[column])
+                return self._decode_mask(cells[column], row)
             pixels = decode_pixels(cells[column], self._memory.get(column))
         except ValueError as error:
             what = "" if column == MASK else "cannot be decoded as an image: "
-            raise RowError(f"{self._place(row, column)} {what}{error}") from error
+            raise RowError(f"{self._name_cell(row, column)} {what}{error}") from error
         if pixels.nbytes <= KEPT_IMAGE:
             self._memory[column] = pixels
         return pixels
 
-    def _place(self, row: int, column: str) -> str:
+    def _decode_mask(self, content: memoryview, row: int) -> np.ndarray:
+        mask = read_mask(content)
+        if mask.note and not self._reported[MASK_NOTE]:
+            self._reported[MASK_NOTE] = True
+            logger.warning("%s %s; this is not reported for further rows", self._name_cell(row, MASK), mask.note)
+        return mask.pixels
+
+    def _allocate(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Memory to fill. In a worker process it is shared with the main process, which saves two copies."""
+        if torch.utils.data.get_worker_info() is None:
+            return torch.empty(shape, dtype=dtype)
+        try:
+            storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)  # as PyTorch's own collate
+        except RuntimeError:
+            if not self._reported[NO_SHARED_MEMORY]:
+                self._reported[NO_SHARED_MEMORY] = True
+                logger.warning("there is too little shared memory (/dev/shm), so that worker processes send batches "
+                               "through pipes, which is slower; `docker run --shm-size 8g` gives a container more, and "
+                               "without worker processes none is needed")
+            return torch.empty(shape, dtype=dtype)
+        return torch.empty(0, dtype=dtype).set_(storage).view(shape)
+
+    def _name_cell(self, row: int, column: str) -> str:
         file, number = self._rows.locate(row)
         return f"{file}: row {number}: {column}"
 
     def windows(self) -> list | None:
-        """Which rows lie together in the files, for `epoch_order`; see `ParquetRows.windows`."""
+        """See `ParquetRows.windows`; for `epoch_order`."""
         return self._rows.windows()
 
     @property
     def limits(self) -> ReadLimits:
-        """How the files are read, for `epoch_order`."""
+        """See `ReadLimits`; for `epoch_order`."""
         return self._rows.limits
 
     def shuffle_text(self, seed: int) -> None:
         """Swap the sentences between the samples: none keeps its own, nor, where avoidable, one of the same words.
 
         Raises:
-            InputError: with a single row there is nothing to swap with.
+            InputError: there are fewer than two usable rows.
         """
         usable = [row for row in range(len(self)) if row not in self._wordless]
         count = len(usable)
@@ -162,12 +206,12 @@ class MMRISDataset(torch.utils.data.Dataset):
             raise InputError("sentences can only be swapped between samples when there are at least two rows")
         # A cyclic shift of a random permutation in which rows of equal text are neighbours. Shifted by the size of
         # the largest such run, no row meets its own text again, unless more than half of all rows share one.
-        places: dict[str, list[int]] = {}
+        rows_of: dict[str, list[int]] = {}
         generator = np.random.default_rng(seed)
-        for place in generator.permutation(count).tolist():
-            places.setdefault(self.questions[usable[place]], []).append(usable[place])
-        to = [row for run in places.values() for row in run]
-        shift = min(max(map(len, places.values())), count - 1)
+        for number in generator.permutation(count).tolist():
+            rows_of.setdefault(self.questions[usable[number]], []).append(usable[number])
+        to = [row for run in rows_of.values() for row in run]
+        shift = min(max(map(len, rows_of.values())), count - 1)
         order = np.arange(len(self))
         order[to] = to[shift:] + to[:shift]
         self.questions = self.questions.take(order)
@@ -176,13 +220,13 @@ class MMRISDataset(torch.utils.data.Dataset):
 
 
 class Samples(list):
-    """Samples and `BadRow`s; `tensors` holds the images and targets of the samples, each of which has a row of them."""
+    """Samples and `BadRow`s; `tensors` holds the images and targets of all samples, stacked."""
 
     tensors: dict[str, torch.Tensor]
 
 
 def collate(samples: list[dict | BadRow]) -> dict:
-    """Samples of `MMRISDataset` as one batch, without those that could not be read.
+    """Samples of `MMRISDataset` as one batch, without rows that could not be used.
 
     Returns:
         What a sample holds: tensors stacked, `row` (B,) int64, `mask`, `size` and `lumas` still lists; and `bad`, a
@@ -197,15 +241,40 @@ def collate(samples: list[dict | BadRow]) -> dict:
             values = [sample[key] for sample in good]
             is_tensor = isinstance(values[0], torch.Tensor)
             batch[key] = ready[key] if key in ready else torch.stack(values) if is_tensor else values
-    return batch
+    return batch if torch.utils.data.get_worker_info() is None else _sendable(batch, ready.values())
 
 
-def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Memory to fill; in a process that loads, memory that the main process shares, which saves it two copies."""
-    if torch.utils.data.get_worker_info() is None:
-        return torch.empty(shape, dtype=dtype)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)  # as PyTorch's own collate does
-    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
+def _sendable(batch: dict, images: Iterable[torch.Tensor]) -> dict:
+    """A worker process's batch with all tensors in shared memory, or, where that is full, with all that need none.
+
+    PyTorch moves a tensor to shared memory while it sends it, in a thread whose errors nobody sees.
+    """
+    tensors = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
+    enough = all(image.is_shared() for image in images)
+    try:
+        for tensor in tensors.values() if enough else ():
+            tensor.share_memory_()
+    except RuntimeError:
+        enough = False
+    return batch if enough else batch | {key: _SentByPipe(tensor) for key, tensor in tensors.items()}
+
+
+class _SentByPipe:
+    """Pickles a tensor by its content; what arrives is a tensor."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor = tensor
+
+    def __reduce__(self):
+        return torch.from_numpy, (self.tensor.numpy(),)
+
+
+def _shared_flags() -> torch.Tensor:
+    """(2,) bool, False; worker processes share it where the machine has shared memory."""
+    flags = torch.zeros(2, dtype=torch.bool)
+    with contextlib.suppress(RuntimeError):
+        flags.share_memory_()
+    return flags
 
 
 def _tokenize(tokenizer, sentences) -> tuple[torch.Tensor, torch.Tensor]:
@@ -213,3 +282,10 @@ def _tokenize(tokenizer, sentences) -> tuple[torch.Tensor, torch.Tensor]:
     parts = [tokenizer(sentences[start:start + TOKENIZED_AT_ONCE])
              for start in range(0, len(sentences), TOKENIZED_AT_ONCE)]
     return torch.cat([ids.int() for ids, _ in parts]), torch.cat([mask.byte() for _, mask in parts])
+
+
+def _count_cut(tokenizer, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> int:
+    """How many of the token sequences are full and do not end in [SEP], the last token of a sentence that fits."""
+    ids, mask = tokenizer([""])
+    last = ids[0, mask[0].sum() - 1]
+    return int(((attention_mask[:, -1] == 1) & (input_ids[:, -1] != last)).sum())

@@ -1,4 +1,4 @@
-"""Decoded pixels to what the networks take: S × S, as Pillow would resize them, and standardised."""
+"""From decoded pixels to the networks' input: resized to S × S like Pillow does, and standardised."""
 from functools import lru_cache
 
 import cv2
@@ -8,7 +8,7 @@ from PIL import Image
 
 from utils.color import IMAGENET_MEAN, IMAGENET_STD
 
-# The processes that load are the parallelism; OpenCV's own threads would compete with them, and outlive no fork.
+# Worker processes are the parallelism. OpenCV's own threads would compete with them, and do not survive a fork.
 cv2.setNumThreads(0)
 
 # Of each channel: (x / 255 − mean) / std is SCALE · x + OFFSET.
@@ -16,26 +16,26 @@ SCALE = [1 / (255 * std) for std in IMAGENET_STD]
 OFFSET = [torch.tensor(-mean / std) for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]
 
 
-class Squares:
-    """Resizes pairs and masks to S × S into memory of the caller's. For one thread at a time.
+class Resizer:
+    """Resizes pairs of images and masks to S × S, into memory of the caller. For one thread at a time.
 
-    Fresh memory costs more than the arithmetic on it, so what lies between is kept for the next call.
+    Intermediate arrays are kept for the next call: allocating them costs more than the arithmetic on them.
 
     Args:
         size: S, pixels.
+        exact: images get the very pixels of Pillow's bilinear filter. False is faster where only one side of an image
+            is not S already: there PyTorch's filter is within 1/255 of Pillow's. (Over two sides it is within 2/255.)
     """
 
-    def __init__(self, size: int):
-        self.size = size
-        # NumPy's arrays, not tensors, which processes that an instance is pickled to would share.
+    def __init__(self, size: int, exact: bool = False):
+        self.size, self.exact = size, exact
+        # NumPy arrays, because tensors would be shared with the processes that an instance is pickled to.
         self._split: tuple[np.ndarray, ...] | None = None
         self._resized = np.empty((size, size, 4), np.uint8)
         self._planes = [np.empty((size, size), np.uint8) for _ in range(4)]
 
     def pair(self, vis: np.ndarray, ir: np.ndarray, out_vis: torch.Tensor, out_ir: torch.Tensor) -> None:
-        """Resize a visible and an infrared image like Pillow's antialiased bilinear filter, and standardise them.
-
-        Within 1/255 of Pillow's pixels, and as near to the exact ones: each rounds at its own places.
+        """Resize a visible and an infrared image with Pillow's antialiased bilinear filter, and standardise them.
 
         Args:
             vis, ir: uint8, as `decode_pixels` gives them: (h, w) grey, or (h, w, 4), RGB and a channel that is ignored
@@ -44,11 +44,11 @@ class Squares:
         """
         ir = self._grey(ir)
         if vis.ndim == 3 and vis.shape[:2] == ir.shape:
-            # Four channels are resized faster than three or one, so the infrared image goes along with the visible.
+            # Four channels take no longer than three, so both images are resized at once.
             cv2.insertChannel(ir, vis, 3)
             *colours, grey = self._resize(vis)
             _standardise(colours, out_vis)
-            # From float, which is faster three times than from 8 bits, and the last channel may be made from itself.
+            # Converted to float once, in the last channel, from which all three are made.
             out_ir[2].copy_(torch.from_numpy(grey))
             _standardise([out_ir[2].numpy()] * 3, out_ir)
         else:
@@ -57,7 +57,7 @@ class Squares:
                 _standardise(self._resize(colours)[:3], out)
 
     def _grey(self, pixels: np.ndarray) -> np.ndarray:
-        """(h, w, 4) whose colours are all grey as (h, w), which is a third of the work; anything else as it is."""
+        """An (h, w, 4) image in which all colours are grey as (h, w), a third of the work; others as they are."""
         if pixels.ndim == 2 or not (pixels[::32, :, 1:3] == pixels[::32, :, :1]).all():
             return pixels
         self._split = red, green, blue, _ = cv2.split(pixels, self._split)
@@ -65,7 +65,11 @@ class Squares:
 
     def _resize(self, canvas: np.ndarray) -> list[np.ndarray]:
         """(h, w, 4) to four planes of (S, S), overwritten by the next call."""
-        # What torch.nn.functional.interpolate(antialias=True) calls, but into memory that is there already.
+        if self.exact or self.size not in canvas.shape[:2]:
+            image = Image.frombuffer("RGBX", canvas.shape[1::-1], canvas, "raw", "RGBX", 0, 1)
+            resized = np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR))
+            return cv2.split(resized, self._planes)
+        # What torch.nn.functional.interpolate(antialias=True) calls, into memory that exists already.
         torch.ops.aten._upsample_bilinear2d_aa.out(
             _as_batch(canvas), [self.size, self.size], False, None, None, out=_as_batch(self._resized))
         return cv2.split(self._resized, self._planes)
@@ -78,7 +82,7 @@ class Squares:
             out: (S, S) int64; overwritten.
         """
         rows, columns = (_nearest(side, self.size) for side in mask.shape)
-        # Whole rows are taken much faster than columns.
+        # Taking rows is much faster than taking columns.
         resized = cv2.transpose(cv2.transpose(mask).take(columns, axis=0)).take(rows, axis=0)
         out.copy_(torch.from_numpy(resized))
 
@@ -96,9 +100,9 @@ def _as_batch(pixels: np.ndarray) -> torch.Tensor:
 
 @lru_cache(maxsize=64)
 def _nearest(side: int, size: int) -> np.ndarray:
-    """(size,) int64: the pixel of `side` that Pillow takes for each of `size`, asked of Pillow itself.
+    """(size,) int64: which of `side` pixels Pillow's nearest filter takes for each of `size`.
 
-    Where a centre falls between two pixels, its choice rests on how it rounds, and cannot be had from a formula.
+    Found by resizing a ramp: where a centre falls between two pixels, the choice depends on how Pillow rounds.
     """
     ramp = Image.fromarray(np.arange(side, dtype=np.int32)[None])
     return np.asarray(ramp.resize((size, 1), Image.Resampling.NEAREST))[0].astype(np.int64)

@@ -14,11 +14,14 @@ from models.architecture import parse_heads
 from models.fuser import EncodedPair
 from models.tta import average, exchange, left_right_ids
 from utils import checkpoint
+from utils.content import embedded_bert
 from utils.device import compile_mode, warn_if_slow
-from utils.errors import InputError, UsageError, naming
-from utils.flags import BERT, image_size
+from utils.errors import UsageError, naming
+from utils.flags import image_size
 from utils.sizes import LARGEST_SIDE, SMALLEST_SIDE
-from utils.text import printable
+from utils.text import printable_value
+
+from .bert_files import check_given, find_bert
 
 try:
     from models import fast
@@ -97,9 +100,7 @@ class OpenCheckpoint(NamedTuple):
 
     model: Inference
     tokenizer: Tokenizer
-    bert_tokenizer: str  # folders
-    ck_bert: str
-    img_size: int        # pixels
+    img_size: int  # pixels
     mha: str
 
 
@@ -112,11 +113,10 @@ def open_checkpoint(path: str, device: torch.device, *, bert_tokenizer: str | No
         path: the checkpoint.
         device: where to compute.
         bert_tokenizer, ck_bert: folders with BERT's vocabulary, and with its configuration (its weights are read only
-            if the checkpoint has none).
+            if the checkpoint has none); one serves for both, see `bert_files.find_bert`.
         img_size: side of the square images that the networks see, pixels, above 32.
         mha: attention heads of PWAM by stage, as in `4-4-4-4`; empty: one each. Where one of these four is None it is
-            what the checkpoint says, if that can be used here, else bert-base-uncased in its usual folder, 480, and
-            one head each.
+            what the checkpoint carries or names, else bert-base-uncased in its usual folder, 480, and one head each.
         flip: average with the mirrored images.
         amp: compute in bfloat16 where that is safe, instead of float32.
         compiled: compile with `torch.compile`.
@@ -126,28 +126,30 @@ def open_checkpoint(path: str, device: torch.device, *, bert_tokenizer: str | No
         UsageError: a file or folder does not exist, or an argument cannot be used; its `argument` says which.
         InputError: the checkpoint or BERT's files are damaged or do not fit together.
     """
+    given = check_given({"bert_tokenizer": bert_tokenizer, "ck_bert": ck_bert})
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError(f"must be a path, not a {type(path).__name__}", "path")
+    path = str(path)
     content = checkpoint.read(path)
     stored = checkpoint.stored_args(content)
-    bert_tokenizer = _bert_folder("bert_tokenizer", bert_tokenizer, stored)
-    ck_bert = _bert_folder("ck_bert", ck_bert, stored)
     img_size = _image_size(img_size, stored.get("img_size"))
-    mha = str(stored.get("mha") or "") if mha is None else mha
-    try:
-        if not isinstance(mha, str):
-            raise ValueError(f"must be text as in 4-4-4-4, not {printable(repr(mha))}")
-        heads = parse_heads(mha)
-    except ValueError as error:
-        raise UsageError(str(error), "mha") from error
+    mha, heads = _heads(mha, stored.get("mha"))
+    bert = embedded_bert(content, path) if len(given) < 2 else None
+    with_weights = bert is not None and content.get("bert_model") is not None
+    folders = find_bert(given, stored, {"bert_tokenizer": bert is not None, "ck_bert": with_weights})
     with naming("bert_tokenizer"):
-        tokenizer = Tokenizer(bert_tokenizer)
-    model = build_from_checkpoint(content, path, ck_bert, heads)
-    _check_finite(model, path)
+        if folders.bert_tokenizer is None:
+            tokenizer = Tokenizer.from_vocabulary(bert["vocabulary"], path)
+        else:
+            tokenizer = Tokenizer(folders.bert_tokenizer)
+    model = build_from_checkpoint(content, path, folders.ck_bert, heads,
+                                  bert["config"] if folders.ck_bert is None else None)
     with naming("bert_tokenizer"):
         check_vocabulary(tokenizer, model.text_encoder)
     left_right = left_right_ids(tokenizer) if flip else None
     if flip and left_right is None:
         logger.warning("%s does not have both `left` and `right` as words: sentences keep them for the mirrored image, "
-                       "which shows the two sides exchanged", bert_tokenizer)
+                       "which shows the two sides exchanged", tokenizer.source)
     amp_dtype = torch.bfloat16 if amp else None
     warn_if_slow(device, amp_dtype)
     if fast is None:
@@ -157,30 +159,7 @@ def open_checkpoint(path: str, device: torch.device, *, bert_tokenizer: str | No
         if keep_memory:
             fast.keep_freed_memory(device)
     inference = Inference(model, flip, left_right, amp_dtype, compile_mode(device) if compiled else None)
-    return OpenCheckpoint(inference, tokenizer, bert_tokenizer, ck_bert, img_size, mha)
-
-
-def _check_finite(model: nn.Module, path: str) -> None:
-    """Refuse weights that are NaN or infinite: from them all metrics are 0, and nothing is found in any image."""
-    for part, tensors in checkpoint.weights(model).items():
-        for key, tensor in tensors.items():
-            if not tensor.isfinite().all():
-                raise InputError(f"{path}: the tensor {key!r} of {part!r} holds NaN or infinity, as after a training "
-                                 "that diverged; take the checkpoint of an earlier epoch")
-
-
-def _bert_folder(name: str, given: str | None, stored: dict) -> str:
-    """The folder for the argument `name`: the given one, else the one in the checkpoint if it exists, else BERT."""
-    if given is not None:
-        if not os.path.isdir(given):
-            raise UsageError(f"there is no folder {given!r}", name)
-        return given
-    path = stored.get(name)
-    folder = path if isinstance(path, str) and os.path.isdir(path) else BERT
-    if not os.path.isdir(folder):
-        raise UsageError(f"neither the folder that the checkpoint names, {path!r}, nor the default, {BERT!r}, is here; "
-                         "name the folder", name)
-    return folder
+    return OpenCheckpoint(inference, tokenizer, img_size, mha)
 
 
 def _image_size(given: int | None, stored) -> int:
@@ -189,9 +168,21 @@ def _image_size(given: int | None, stored) -> int:
         whole = isinstance(given, numbers.Integral) and not isinstance(given, bool)
         if not whole or not SMALLEST_SIDE <= given <= LARGEST_SIDE:
             raise UsageError(f"must be a whole number of at least {SMALLEST_SIDE} and at most {LARGEST_SIDE} pixels, "
-                             f"not {printable(repr(given))}", "img_size")
+                             f"not {printable_value(given)}", "img_size")
         return int(given)
     try:
         return image_size(str(stored or 480).removesuffix(".0"))
-    except argparse.ArgumentTypeError as error:
-        raise UsageError(f"the checkpoint stored {stored!r}, which {error}; give the size", "img_size") from error
+    except (argparse.ArgumentTypeError, ValueError) as error:  # ValueError: an int of more than 4300 digits
+        raise UsageError(f"the checkpoint stored {printable_value(stored)}, which {error}; give the size",
+                         "img_size") from error
+
+
+def _heads(given: str | None, stored) -> tuple[str, tuple[int, ...]]:
+    """The given heads by stage, else those stored in the checkpoint, else one each; as text and as numbers."""
+    text = stored or "" if given is None else given
+    try:
+        if not isinstance(text, str):
+            raise ValueError(f"must be text as in 4-4-4-4, not {printable_value(text)}")
+        return text, parse_heads(text)
+    except ValueError as error:
+        raise UsageError(f"{'as stored in the checkpoint, ' if given is None else ''}{error}", "mha") from error

@@ -3,6 +3,7 @@ import io
 import json
 import logging
 import os
+import tempfile
 
 import numpy as np
 import pandas as pd
@@ -34,6 +35,23 @@ def encode_png(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=PNG_LEVEL)
     return buffer.getvalue()
+
+
+def reserve(folder: str, size: int):
+    """Take `size` bytes of the disk until the file that is returned is closed; it has no name, and dies with us.
+
+    So there is room for the figures when the pictures have filled the disk.
+
+    Raises:
+        InputError: there is not so much room.
+    """
+    try:
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115, the caller closes it
+        file.write(bytes(size))
+        file.flush()
+    except OSError as error:
+        raise InputError(f"{folder}: there is no room for the results ({error.strerror})") from error
+    return file
 
 
 class ResultWriter:

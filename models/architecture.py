@@ -12,8 +12,8 @@ class SwinSize(NamedTuple):
     """Width of the first stage, and blocks and attention heads of the four stages."""
 
     embed_dim: int
-    depths: tuple[int, int, int, int]
-    num_heads: tuple[int, int, int, int]
+    depths: tuple[int, ...]
+    num_heads: tuple[int, ...]
 
 
 SWIN_SIZES = {
@@ -45,7 +45,7 @@ class Architecture:
     fusion_drop: float = 0.0
     prefusion_base_ch: int = 32
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.swin_type not in SWIN_SIZES:
             raise ValueError(f"{self.swin_type!r} is none of the Swin sizes {', '.join(SWIN_SIZES)}")
         if self.window not in WINDOWS:

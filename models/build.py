@@ -12,7 +12,7 @@ from utils.errors import InputError, UsageError
 from .architecture import Architecture
 from .fuser import UNetFuser
 from .lavt import LAVT
-from .losses import JointCriterion, LossWeights
+from .losses import Average, JointCriterion, LossWeights
 from .ris_fusion import RISFusion
 from .swin import LanguageSwin
 
@@ -38,7 +38,7 @@ def build_model(flags: Any, pretrained: bool = True, segment: bool = True) -> RI
     """
     architecture = Architecture.from_flags(flags)
     model = assemble(architecture, build_text_encoder(flags.ck_bert, pretrained), segment)
-    if pretrained and segment and flags.pretrained_swin_weights:
+    if pretrained and model.segmenter is not None and flags.pretrained_swin_weights:
         load_swin_weights(model.segmenter.backbone, flags.pretrained_swin_weights)
     return model
 
@@ -51,7 +51,8 @@ def assemble(architecture: Architecture, text_encoder: nn.Module, segment: bool 
         text_encoder: a `transformers.BertModel`; its `config.hidden_size` is the width of the text.
         segment: False leaves LAVT out.
     """
-    text_dim = text_encoder.config.hidden_size
+    config: Any = text_encoder.config
+    text_dim = config.hidden_size
     fuser = UNetFuser(architecture.prefusion_base_ch, text_dim)
     if not segment:
         return RISFusion(text_encoder, fuser, None)
@@ -99,6 +100,7 @@ def build_from_checkpoint(content: dict, source: str, ck_bert: str, pwam_heads: 
     if model.text_encoder.config.hidden_size != text_dim:
         raise InputError(f"{source} was trained with a text encoder of width {text_dim}, the one in {ck_bert} is of "
                          f"width {model.text_encoder.config.hidden_size}")
+    assert model.segmenter is not None
     load_strictly(model.segmenter, content["model"], f"'model' in {source}")
     load_strictly(model.fuser, content["prefusion_model"], f"'prefusion_model' in {source}")
     if with_bert:
@@ -112,7 +114,7 @@ def build_from_checkpoint(content: dict, source: str, ck_bert: str, pwam_heads: 
     return model.eval()
 
 
-def build_criterion(flags: Any, average=None) -> JointCriterion:
+def build_criterion(flags: Any, average: Average | None = None) -> JointCriterion:
     """The joint loss that the training flags describe.
 
     Args:

@@ -10,12 +10,14 @@ from utils.color import IMAGENET_MEAN, IMAGENET_STD, luma
 TEXT_WIDTH = 256
 HEADS = 4
 
+Levels = tuple[Tensor, Tensor, Tensor, Tensor]  # one modality's features at levels k = 0 … 3, finest first
+
 
 class EncodedPair(NamedTuple):
     """The fuser's features of two images, which do not depend on a sentence, at levels k = 0 … 3."""
 
-    visible: tuple[Tensor, Tensor, Tensor, Tensor]   # (B, c·2^k, ⌊H/2^k⌋, ⌊W/2^k⌋), features of the visible luma
-    infrared: tuple[Tensor, Tensor, Tensor, Tensor]  # likewise of the infrared luma
+    visible: Levels   # (B, c·2^k, ⌊H/2^k⌋, ⌊W/2^k⌋), features of the visible luma
+    infrared: Levels  # likewise of the infrared luma
     cb: Tensor  # (B, 1, H, W), the visible image's chroma, without its offset of 0.5
     cr: Tensor  # likewise
 
@@ -142,7 +144,7 @@ class FusionNet(nn.Module):
         self.u1 = Up(2 * c, c)
         self.outc = nn.Conv2d(c, 1, 1)
 
-    def encode(self, visible: Tensor, infrared: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    def encode(self, visible: Tensor, infrared: Tensor) -> tuple[Levels, Levels]:
         """visible, infrared (B, 1, H, W) in [0, 1] to the four levels of each, finest first."""
         y1, i1 = self.y_inc(visible), self.i_inc(infrared)
         y2, i2 = self.y_d1(y1), self.i_d1(i1)
@@ -150,7 +152,7 @@ class FusionNet(nn.Module):
         y4, i4 = self.y_d3(y3), self.i_d3(i3)
         return (y1, y2, y3, y4), (i1, i2, i3, i4)
 
-    def decode(self, visible: tuple[Tensor, ...], infrared: tuple[Tensor, ...], text: Tensor, mask: Tensor) -> Tensor:
+    def decode(self, visible: Levels, infrared: Levels, text: Tensor, mask: Tensor) -> Tensor:
         """The levels of `encode`, text (B, T, text_dim) and mask (B, T) to the fused luma (B, 1, H, W) in (0, 1)."""
         (y1, y2, y3, y4), (i1, i2, i3, i4) = visible, infrared
         tokens = self.txt(text)
@@ -173,6 +175,11 @@ class UNetFuser(nn.Module):
         base_channels: width c of the first level; the four levels have c, 2c, 4c and 8c channels.
         text_dim: hidden size of the text encoder.
     """
+
+    mean_vis: Tensor  # (1, 3, 1, 1), as the other three
+    std_vis: Tensor
+    mean_ir: Tensor
+    std_ir: Tensor
 
     def __init__(self, base_channels: int = 32, text_dim: int = 768):
         super().__init__()

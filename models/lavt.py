@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from .swin import LanguageSwin
 
 
-def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
+def upsample(x: Tensor, size: torch.Size) -> Tensor:
     """(B, C, h, w) to (B, C, *size), bilinearly with the corners aligned."""
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 

@@ -1,6 +1,7 @@
 """The losses of the joint training: seven fusion terms on luma, and the segmentation loss."""
 import functools
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,46 +12,79 @@ from torch import Tensor, nn
 
 from utils.color import destandardise, luma
 
+from .ris_fusion import Output
+
+Average = Callable[[Tensor], Tensor]  # the mean of a tensor over the processes that train together
+
 CLASS_WEIGHTS = (0.9, 1.1)  # background, foreground
+
+
+# The constants below are copied to each device once: a copy in each step would make the host wait for the device.
 
 
 @functools.cache
 @torch.inference_mode(False)
-def constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Sobel's kernels (2, 1, 3, 3), the window of SSIM and CLASS_WEIGHTS, copied to the device once.
-
-    A copy in each step would make the host wait for the device.
-    """
+def sobel_kernels(device: torch.device) -> Tensor:
+    """Sobel's kernels along x and along y, (2, 1, 3, 3)."""
     sobel = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
-    window = SSIM(win_size=11, win_sigma=1.5, channel=1).win
-    kernels = torch.stack([sobel, -sobel.t()])[:, None]
-    return kernels.to(device), window.to(device), torch.tensor(CLASS_WEIGHTS).to(device)
+    return torch.stack([sobel, -sobel.t()])[:, None].to(device)
+
+
+@functools.cache
+@torch.inference_mode(False)
+def gaussian_window(size: int, sigma: float, device: torch.device) -> Tensor:
+    """The window of SSIM along one axis, (1, 1, 1, size), adding up to 1."""
+    return SSIM(win_size=size, win_sigma=sigma, channel=1).win.to(device)
+
+
+@functools.cache
+@torch.inference_mode(False)
+def class_weights(device: torch.device) -> Tensor:
+    """CLASS_WEIGHTS, (2,)."""
+    return torch.tensor(CLASS_WEIGHTS).to(device)
 
 
 def gradients(image: Tensor) -> tuple[Tensor, Tensor]:
     """|Sobel| of (B, 1, H, W) along x and along y, each (B, 1, H, W); the image is padded with zeros."""
-    return F.conv2d(image, constants(image.device)[0].to(image.dtype), padding=1).abs().split(1, dim=1)
+    return F.conv2d(image, sobel_kernels(image.device).to(image.dtype), padding=1).abs().split(1, dim=1)
 
 
-def fusion_terms(fused: Tensor, vis: Tensor, ir: Tensor) -> dict[str, Tensor]:
+def structural_similarity(one: Tensor, other: Tensor, size: int = 11, sigma: float = 1.5, edges: str = "valid"
+                          ) -> Tensor:
+    """The mean SSIM (Wang et al., 2004) of two images with values in [0, 1]; a scalar.
+
+    Args:
+        one, other: (B, 1, H, W).
+        size, sigma: side and standard deviation of the Gaussian window, pixels; `size` is odd.
+        edges: `valid` averages over the windows that lie inside the image, as pytorch-msssim does; `zero` over a
+            window around each pixel, the image being padded with zeros, as the authors' public scripts do.
+    """
+    if edges == "zero":
+        one, other = (F.pad(image, [size // 2] * 4) for image in (one, other))
+    return ssim(one, other, data_range=1.0, win=gaussian_window(size, sigma, one.device))
+
+
+def fusion_terms(fused: Tensor, vis: Tensor, ir: Tensor,
+                 similarity: Callable[[Tensor, Tensor], Tensor] = structural_similarity) -> dict[str, Tensor]:
     """The unweighted fusion terms, each a scalar.
 
     Args:
         fused, vis, ir: (B, 3, H, W), standardised.
+        similarity: gives the SSIM of two luma images, (B, 1, H, W) in [0, 1].
     Returns:
         `ssim_vis`, `ssim_ir` (similarities, 1 is best); `mse_vis`, `mse_ir`, `sobel_vis`, `sobel_ir`, `grad`
         (distances).
     """
     fused, vis, ir = (luma(destandardise(image)) for image in (fused, vis, ir))
-    window = constants(fused.device)[1]
     edges, edges_vis, edges_ir = gradients(fused), gradients(vis), gradients(ir)
 
-    def distance(others):
-        return sum(F.l1_loss(edge, other) for edge, other in zip(edges, others, strict=True))
+    def distance(others: Iterable[Tensor]) -> Tensor:
+        along_x, along_y = (F.l1_loss(edge, other) for edge, other in zip(edges, others, strict=True))
+        return along_x + along_y
 
     return {
-        "ssim_vis": ssim(fused, vis, data_range=1.0, win=window),
-        "ssim_ir": ssim(fused, ir, data_range=1.0, win=window),
+        "ssim_vis": similarity(fused, vis),
+        "ssim_ir": similarity(fused, ir),
         "mse_vis": F.mse_loss(fused, vis),
         "mse_ir": F.mse_loss(fused, ir),
         "sobel_vis": distance(edges_vis),
@@ -59,21 +93,22 @@ def fusion_terms(fused: Tensor, vis: Tensor, ir: Tensor) -> dict[str, Tensor]:
     }
 
 
-def cross_entropy(logits: Tensor, target: Tensor, average=None) -> Tensor:
+def cross_entropy(logits: Tensor, target: Tensor, average: Average | None = None) -> Tensor:
     """Cross-entropy of logits (B, 2, H, W) and target (B, H, W) with CLASS_WEIGHTS.
 
     Args:
         average: gives the mean of a tensor over the processes that train together. With it the sum is divided by the
             mean of all their weights, so that averaged gradients are those of one large batch.
     """
-    weight = constants(logits.device)[2].to(logits.dtype)
+    weight = class_weights(logits.device).to(logits.dtype)
     if average is None:
         return F.cross_entropy(logits, target, weight=weight)
     return F.cross_entropy(logits, target, weight=weight, reduction="sum") / average(weight[target].sum())
 
 
-def dice_loss(logits: Tensor, target: Tensor, _average=None, eps: float = 1e-6) -> Tensor:
+def dice_loss(logits: Tensor, target: Tensor, _average: Average | None = None) -> Tensor:
     """1 − Dice on the foreground logit, averaged over the classes that a sample has, then over samples."""
+    eps = 1e-6
     probability = logits[:, 1].sigmoid().flatten(1)
     foreground = target.flatten(1).to(probability.dtype)
     p = torch.stack([probability, 1 - probability])  # (2 classes, B, N)
@@ -82,8 +117,8 @@ def dice_loss(logits: Tensor, target: Tensor, _average=None, eps: float = 1e-6) 
     return 1 - _mean_over_present_classes(dice, t.sum(-1))
 
 
-def bce_area_loss(logits: Tensor, target: Tensor, _average=None) -> Tensor:
-    """Binary cross-entropy on the foreground logit, in which object and background have equal weight at any area."""
+def bce_area_loss(logits: Tensor, target: Tensor, _average: Average | None = None) -> Tensor:
+    """Binary cross-entropy on the foreground logit: object and background have equal weight whatever their areas."""
     foreground = target.flatten(1).to(logits.dtype)
     bce = F.binary_cross_entropy_with_logits(logits[:, 1].flatten(1), foreground, reduction="none")
     t = torch.stack([foreground, 1 - foreground])
@@ -98,21 +133,21 @@ def _mean_over_present_classes(values: Tensor, areas: Tensor) -> Tensor:
 
 
 SEG_LOSSES = {"ce": cross_entropy, "dice": dice_loss, "bce_area": bce_area_loss}
-
-
+SSIM_EDGES = ("valid", "zero")
 FUSION_TERMS = ("ssim_vis", "ssim_ir", "mse_vis", "mse_ir", "sobel_vis", "sobel_ir", "grad")
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """What the joint loss adds up, and how much each part counts; the defaults are the published recipe.
+    """What the joint loss adds up, how much each part counts, and which SSIM; the defaults are the published recipe.
 
     Attributes:
         seg_loss: the segmentation loss, a key of SEG_LOSSES.
         lambda_prefusion: weight of the fusion loss.
         ssim_vis … grad: weights of the fusion terms, by the names of `fusion_terms`; an SSIM enters as 1 − SSIM.
+        ssim_window, ssim_sigma, ssim_edges: as in `structural_similarity`.
     Raises:
-        ValueError: an unknown loss, or a weight that is negative or not finite.
+        ValueError: an unknown loss, a weight that is negative or not finite, or an SSIM that cannot be computed.
     """
 
     seg_loss: str = "ce"
@@ -124,21 +159,35 @@ class LossWeights:
     sobel_vis: float = 0.0
     sobel_ir: float = 1.0
     grad: float = 1.0
+    ssim_window: int = 11
+    ssim_sigma: float = 1.5
+    ssim_edges: str = "valid"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.seg_loss not in SEG_LOSSES:
             raise ValueError(f"{self.seg_loss!r} is none of the segmentation losses {', '.join(SEG_LOSSES)}")
         for name in ("lambda_prefusion", *FUSION_TERMS):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"the weight {name} must be a finite number of at least 0, not {getattr(self, name)}")
+        if self.ssim_window < 3 or self.ssim_window % 2 == 0:
+            raise ValueError(f"ssim_window must be an odd number of at least 3, not {self.ssim_window}")
+        if not 0 < self.ssim_sigma < math.inf:
+            raise ValueError(f"ssim_sigma must be a finite number above 0, not {self.ssim_sigma}")
+        if self.ssim_edges not in SSIM_EDGES:
+            raise ValueError(f"ssim_edges must be {' or '.join(SSIM_EDGES)}, not {self.ssim_edges!r}")
 
     @classmethod
     def from_flags(cls, flags: Any) -> "LossWeights":
-        """From anything with the attributes `seg_loss`, `lambda_prefusion` and `w_` with the name of each term."""
+        """From anything with the attributes `seg_loss`, `lambda_prefusion` and `w_` with the name of each term.
+
+        `ssim_window`, `ssim_sigma` and `ssim_edges` may be absent.
+        """
         if isinstance(flags, cls):
             return flags
         weights = {name: getattr(flags, f"w_{name}") for name in FUSION_TERMS}
-        return cls(flags.seg_loss, flags.lambda_prefusion, **weights)
+        given = {name: getattr(flags, name) for name in ("ssim_window", "ssim_sigma", "ssim_edges")
+                 if hasattr(flags, name)}
+        return cls(flags.seg_loss, flags.lambda_prefusion, **weights, **given)
 
 
 class JointCriterion(nn.Module):
@@ -149,13 +198,16 @@ class JointCriterion(nn.Module):
         average: see `cross_entropy`; None in a single process.
     """
 
-    def __init__(self, weights: LossWeights, average=None):
+    def __init__(self, weights: LossWeights, average: Average | None = None):
         super().__init__()
         self.weights = weights
         self.segmentation = SEG_LOSSES[weights.seg_loss]
+        self.similarity = functools.partial(structural_similarity, size=weights.ssim_window, sigma=weights.ssim_sigma,
+                                            edges=weights.ssim_edges)
         self.average = average
 
-    def forward(self, output, vis: Tensor, ir: Tensor, target: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, output: Output, vis: Tensor, ir: Tensor, target: Tensor | None
+                ) -> tuple[Tensor, dict[str, Tensor]]:
         """The joint loss of a batch, in float32 whatever the networks computed in.
 
         Args:
@@ -167,12 +219,13 @@ class JointCriterion(nn.Module):
             The scalar to minimise, and its parts, detached: the terms of `fusion_terms`, `fusion` (their weighted
             sum), `seg` (where there are logits) and `total`.
         """
-        terms = fusion_terms(output.fused.float(), vis, ir)
+        terms = fusion_terms(output.fused.float(), vis, ir, self.similarity)
         fusion = sum(getattr(self.weights, name) * (1 - terms[name] if name.startswith("ssim") else terms[name])
                      for name in FUSION_TERMS)
         total = self.weights.lambda_prefusion * fusion
         terms["fusion"] = fusion
         if output.logits is not None:
+            assert target is not None
             terms["seg"] = self.segmentation(output.logits.float(), target, self.average)
             total = terms["seg"] + total
         terms["total"] = total

@@ -1,9 +1,10 @@
 """The joint model: text encoder, fuser and segmenter in one forward pass."""
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from .fuser import EncodedPair
+from .fuser import EncodedPair, UNetFuser
+from .lavt import LAVT
 
 INPUTS = ("vis", "ir", "input_ids", "attention_mask")  # of the model, in this order; their names in a batch
 
@@ -21,13 +22,13 @@ class RISFusion(nn.Module):
 
     Args:
         text_encoder: a `transformers.BertModel` without pooler.
-        fuser: a `UNetFuser`.
-        segmenter: a `LAVT`; None for fusion alone.
+        fuser: fuses the two images.
+        segmenter: None for fusion alone.
     """
 
-    def __init__(self, text_encoder: nn.Module, fuser: nn.Module, segmenter: nn.Module | None):
+    def __init__(self, text_encoder: nn.Module, fuser: UNetFuser, segmenter: LAVT | None):
         super().__init__()
-        self.text_encoder = text_encoder
+        self.text_encoder: Any = text_encoder  # its type is known to bert/ alone
         self.fuser = fuser
         self.segmenter = segmenter
         self.frozen: list[nn.Module] = []

@@ -28,6 +28,8 @@ class WindowAttention(swin_transformer.WindowAttention):
         window: side of the windows.
     """
 
+    relative_position_index: Tensor  # (N, N) int64, N positions in a window
+
     def __init__(self, dim: int, num_heads: int, window: int):
         super().__init__(dim, num_heads, window_size=window)
         index = self.relative_position_index
@@ -40,7 +42,7 @@ class WindowAttention(swin_transformer.WindowAttention):
         bias = self.relative_position_bias_table.index_select(0, index.flatten())
         return bias.unflatten(0, index.shape).permute(2, 0, 1)
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:  # type: ignore[override]  # timm takes an optional mask
         """Attend within each window.
 
         Args:

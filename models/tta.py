@@ -4,6 +4,8 @@ Mirroring moves what is on the left to the right, so the words `left` and `right
 Tokens are exchanged whatever they mean, also where `right` means correct. Other words for a side (west, clockwise) are
 left as they are. `evaluation.inference.Inference` makes the two passes.
 """
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,16 +17,17 @@ def average(plain: Output, mirrored: Output) -> Output:
     """The average of two passes, of which the second saw mirrored images.
 
     Args:
-        plain, mirrored: outputs of a `RISFusion`.
+        plain, mirrored: outputs of a `RISFusion` with a segmenter.
     Returns:
         The mean of the fused images, and the logarithm of the mean class probabilities as logits.
     """
+    assert plain.logits is not None and mirrored.logits is not None
     fused = (plain.fused.float() + mirrored.fused.float().flip(-1)) / 2
     plain_log, mirrored_log = (F.log_softmax(logits.float(), 1) for logits in (plain.logits, mirrored.logits.flip(-1)))
     return Output(fused, torch.logaddexp(plain_log, mirrored_log) - torch.log(torch.tensor(2.0)))
 
 
-def left_right_ids(tokenize) -> tuple[int, int] | None:
+def left_right_ids(tokenize: Callable[[list[str]], tuple[Tensor, Tensor]]) -> tuple[int, int] | None:
     """The token ids of the words `left` and `right`.
 
     Args:

@@ -1,6 +1,7 @@
 """Small data and models that several tests share, made once for each run of the suite."""
 import contextlib
 import io
+import json
 import logging
 import os
 import runpy
@@ -8,12 +9,21 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
+README_WEIGHTS = {"lambda_prefusion": 3.0, "w_sobel_vis": 0.0, "w_sobel_ir": 1.0, "w_grad": 1.0, "w_ssim_vis": 0.5,
+                  "w_ssim_ir": 0.0, "w_mse_vis": 0.5, "w_mse_ir": 2.0}
+
+
+def arguments(**changes) -> SimpleNamespace:
+    args = {"swin_type": "tiny", "window12": False, "mha": "", "fusion_drop": 0.0, "prefusion_base_ch": 32,
+            "ck_bert": "", "pretrained_swin_weights": "", "seg_loss": "ce", **README_WEIGHTS}
+    return SimpleNamespace(**(args | changes))
 
 
 def script(name: str, *arguments, ok: bool = True) -> subprocess.CompletedProcess:
@@ -77,6 +87,11 @@ def training(scenes: Path, output_dir: Path, *more) -> list[str]:
 def train(scenes: Path, output_dir: Path, *more, ok: bool = True) -> subprocess.CompletedProcess:
     """Carry out `training(...)`."""
     return in_process(*training(scenes, output_dir, *more), ok=ok)
+
+
+def epochs_of(folder: Path) -> list[dict]:
+    """The entries of a run's log.jsonl."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="session")

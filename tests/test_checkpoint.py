@@ -2,10 +2,11 @@
 import argparse
 import logging
 import os
+import warnings
 
 import pytest
 import torch
-from test_models import arguments
+from conftest import arguments
 
 from models import build_from_checkpoint, build_model
 from utils import checkpoint
@@ -118,6 +119,107 @@ def test_a_failed_save_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypa
         checkpoint.save({"epoch": 2}, path)
     assert checkpoint.read(path) == {"epoch": 1}
     assert os.listdir(tmp_path) == ["last.pth"]
+
+
+@pytest.fixture
+def read_changed(model, tmp_path):
+    """Read a checkpoint after changes to its content."""
+    def read(**changes):
+        torch.save(checkpoint.pack(model, 0, {}) | changes, tmp_path / "odd.pth")
+        return checkpoint.read(str(tmp_path / "odd.pth"))
+    return read
+
+
+def quantised() -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
+
+
+ODD_TENSORS = {
+    "sparse": lambda: torch.eye(3).to_sparse(), "quantised": quantised, "complex": lambda: torch.ones(3) * 1j,
+    "on the device meta": lambda: torch.empty(3, device="meta"),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "of 4000000000000 bytes, of which the file holds 4": lambda: torch.ones(1).expand(10 ** 6, 10 ** 6),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_TENSORS)
+@pytest.mark.parametrize("part", ["model", "training"])
+def test_tensors_that_are_not_plain_are_refused_wherever_they_are(kind, part, read_changed):
+    content = {"weight": ODD_TENSORS[kind]()} if part == "model" else {"states": [{0: (ODD_TENSORS[kind](),)}]}
+    name = "model.weight" if part == "model" else r"training\.states\.0\.0\.0"
+    with pytest.raises(InputError, match=rf"odd\.pth: the tensor {name} is {kind}.*; save it again as a dense CPU"):
+        read_changed(**{part: content})
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"model": []}, "the entry 'model' is a list, not a dict of tensors"),
+    ({"bert_model": torch.ones(3)}, "the entry 'bert_model' is a Tensor, not a dict of tensors"),
+    ({"prefusion_model": {"net.outc": [1.0]}}, r"net\.outc of 'prefusion_model' is a list, not a tensor"),
+    ({"model": {3: torch.ones(3)}}, "a key of 'model' is a int, not text"),
+])
+def test_state_dicts_of_anything_but_named_tensors_are_refused(changes, message, read_changed):
+    with pytest.raises(InputError, match=rf"odd\.pth: {message}"):
+        read_changed(**changes)
+
+
+def test_a_file_with_keys_that_are_no_text_is_refused(tmp_path):
+    torch.save({0: torch.ones(3)}, tmp_path / "odd.pth")
+    with pytest.raises(InputError, match=r"odd\.pth: a key is a int, not text"):
+        checkpoint.read(str(tmp_path / "odd.pth"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_weights_that_are_not_finite_are_refused_by_name(value, dtype, model, read_changed):
+    fuser = model.fuser.state_dict()
+    fuser["net.outc.bias"] = torch.full_like(fuser["net.outc.bias"], value, dtype=dtype)
+    with pytest.raises(InputError, match=r"odd\.pth: the tensor 'net\.outc\.bias' of 'prefusion_model' holds NaN"):
+        read_changed(prefusion_model=fuser)
+
+
+def test_other_values_that_are_not_finite_are_read(read_changed):
+    assert read_changed(best=float("-inf"), training={"moments": torch.full((3,), float("nan"))})["best"] < 0
+
+
+def test_a_list_that_holds_itself_is_read_to_its_end(read_changed):
+    cycle = []
+    cycle.append(cycle)
+    assert "history" in read_changed(history=cycle)
+
+
+def test_keys_are_printed_cut_and_without_escape_sequences(model, tiny_bert, tmp_path):
+    content = checkpoint.pack(model, 0, {})
+    content["model"]["\x1b[31m" + "x" * 10 ** 6] = torch.ones(3)
+    torch.save(content, tmp_path / "odd.pth")
+    with pytest.raises(InputError, match=r"lacks 1 of its tensors, \\x1b\[31mx+… first") as raised:
+        build_from_checkpoint(checkpoint.read(str(tmp_path / "odd.pth")), "odd.pth", tiny_bert)
+    assert len(str(raised.value)) < 1000
+
+
+def test_whole_numbers_are_no_weights(model, tiny_bert):
+    content = checkpoint.pack(model, 0, {})
+    content["prefusion_model"]["net.outc.bias"] = content["prefusion_model"]["net.outc.bias"].to(torch.int8)
+    with pytest.raises(InputError, match=r"net\.outc\.bias has shape \(1,\) of whole numbers, expected \(1,\)$"):
+        build_from_checkpoint(content, "odd.pth", tiny_bert)
+
+
+def test_args_of_a_checkpoint_are_plain_values_under_text(read_changed):
+    odd = argparse.Namespace(size=480, heads=[4, 4], device=torch.ones(2), nested=[[1]])
+    vars(odd)[3] = "three"
+    assert checkpoint.stored_args(read_changed(args=odd)) == {"size": 480, "heads": [4, 4]}
+    assert checkpoint.stored_args(read_changed(args=[1])) == {}
+
+
+@pytest.mark.parametrize("rows", [0, 168, 170])
+def test_a_bias_table_of_no_window_is_skipped(rows, model, tmp_path, caplog):
+    backbone = model.segmenter.backbone.state_dict()
+    table = "layers.1.blocks.0.attn.relative_position_bias_table"
+    path = swin_file(backbone | {table: torch.zeros(rows, 2)}, tmp_path / "swin.pth")
+    with caplog.at_level(logging.INFO):
+        checkpoint.load_swin_weights(model.segmenter.backbone, path)
+    assert "0 resized, 4 skipped" in caplog.text
 
 
 def swin_file(backbone: dict, path) -> str:

@@ -131,10 +131,32 @@ def test_what_is_not_here_is_an_error_that_says_what_it_needs(machine):
         select_device("npu:0")
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "", "cpu:-1"])
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "", "cpu:-1", "cpu:00", "cuda:٣", "cuda:\n",
+                                  "cpu:" + "9" * 5000, "cuda:0:0", None])
 def test_a_name_of_no_device_is_refused(name):
     with pytest.raises(UsageError, match="is none of auto, cuda, npu and cpu"):
         select_device(name)
+
+
+def test_apples_gpus_are_refused_with_what_works():
+    for name in ("mps", "mps:0", torch.device("mps")):
+        with pytest.raises(UsageError, match="GPUs of Apple are not supported; use cpu"):
+            select_device(name)
+
+
+def test_a_device_of_pytorch_is_a_good_name():
+    assert select_device(torch.device("cpu")) == torch.device("cpu")
+
+
+def test_memory_is_measured_in_bytes_and_unknown_without_the_module(monkeypatch):
+    cpu = torch.device("cpu")
+    resource = SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda _: SimpleNamespace(ru_maxrss=2 ** 20))
+    monkeypatch.setitem(sys.modules, "resource", resource)
+    for platform, size in (("linux", 2 ** 30), ("darwin", 2 ** 20)):
+        monkeypatch.setattr(sys, "platform", platform)
+        assert devices.peak_memory(cpu) == size
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    assert devices.peak_memory(cpu) == 0
 
 
 def test_random_states_come_back_whatever_was_drawn_since():

@@ -109,4 +109,4 @@ def test_a_signal_to_the_job_saves_once_for_all(scenes, tmp_path):
     states = checkpoint.read(str(tmp_path / "last.pth"))["training"]["random"]
     assert not torch.equal(states[0]["torch"], states[1]["torch"])  # dropout differs
     resumed = finish(torchrun(2, *training(scenes, tmp_path, "-b", 2, "--epochs", 2, "--resume", "auto")))
-    assert "otherwise than it began: epochs" in resumed and "dropout" not in resumed
+    assert "differs from the one it resumes: epochs" in resumed and "dropout" not in resumed

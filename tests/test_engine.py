@@ -1,16 +1,21 @@
-"""The training step: what it skips, what it adds up, what it saves memory on."""
+"""Training steps and validation: what is skipped, accumulated, measured and recomputed."""
 import copy
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import train
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import engine
+import trainer
+from data.object_sizes import small_objects
 from engine import PendingTerms, Progress, train_one_epoch
 from models import INPUTS, Output, build_criterion, build_model
 from models.fast import checkpoint_activations, save_memory
+from training.advice import on_finding_nothing
+from training.optimizer import build_optimizer, learning_rates, polynomial_decay
 from utils.device import autocast, grad_scaler
 from utils.errors import InputError
 from utils.progress import progress_bar
@@ -100,7 +105,7 @@ def test_a_terminal_gets_a_bar(monkeypatch, capsys):
     assert "\rreading: 100%|" in capsys.readouterr().out
 
 
-def test_too_many_in_a_row_are_the_end(model):
+def test_too_many_in_a_row_end_the_run(model):
     assert run(model, batches(5, bad=(0, 1, 3, 4)), max_bad_steps=3, print_freq=2).skipped == 4
     with pytest.raises(InputError, match=r"rows 4, 5; this was number 3 in a row"):
         run(model, batches(4, bad=(0, 1, 2)), max_bad_steps=3, print_freq=2)
@@ -122,7 +127,7 @@ def test_a_gradient_alone_that_is_not_finite_is_skipped_too(model, start):
     assert all(torch.equal(tensor, state(start)[name]) for name, tensor in state(model).items())
 
 
-def test_float16_finding_its_scale_is_no_fault():
+def test_float16_finding_its_scale_is_no_error():
     scaler = SimpleNamespace(get_scale=lambda: 1024.0)
     progress = Progress(step=1)
     for dtype, expected in ((torch.float16, 0), (torch.bfloat16, 1)):
@@ -133,12 +138,12 @@ def test_float16_finding_its_scale_is_no_fault():
     assert progress.skipped == 2
 
 
-def test_the_device_is_asked_only_every_print_freq_steps(model, monkeypatch):
-    reads = []
-    monkeypatch.setattr(engine.PendingTerms, "read",
-                        lambda self: reads.append(len(self._steps)) or self._steps.clear() or {})
+def test_the_device_is_waited_for_only_every_print_freq_steps(model, monkeypatch):
+    calls, add, read = [], engine.PendingTerms.add, engine.PendingTerms.read
+    monkeypatch.setattr(engine.PendingTerms, "add", lambda self, *values: calls.append("add") or add(self, *values))
+    monkeypatch.setattr(engine.PendingTerms, "read", lambda self: calls.append("read") or read(self))
     run(model, batches(7, size=1), print_freq=3)
-    assert reads == [3, 3, 1]
+    assert calls == [*["add"] * 3, "read", *["add"] * 3, "read", "add", "read"]
 
 
 def test_accumulated_batches_are_one_step(model):
@@ -261,14 +266,105 @@ def test_frozen_parts_stay_as_they_are(model, start):
             assert frozen == torch.equal(tensor, before[name]), name
 
 
-def test_running_out_of_memory_names_what_helps(monkeypatch, scenes, tmp_path):
-    def allocate(*_args, **_options):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+def allocate(*_args, **_options):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
-    monkeypatch.setattr(engine, "train_one_epoch", allocate)
+
+def test_running_out_of_memory_names_what_helps(monkeypatch, scenes, tmp_path):
+    monkeypatch.setattr(trainer, "train_one_epoch", allocate)
     result = train(scenes, tmp_path, "--eval_vis_dir", "", ok=False)
     assert result.returncode == 1
-    message = result.stderr
     for words in ("4 samples of 64×64 pixels on cpu", "-b", "--grad-accum-steps", "--amp", "--grad-checkpointing",
                   "--img_size"):
-        assert words in message
+        assert words in result.stderr
+    result = train(scenes, tmp_path, "--eval_vis_dir", "", "--amp", "-b", 1, ok=False)
+    assert "1 sample of 64×64 pixels" in result.stderr and "--grad-checkpointing" in result.stderr
+    assert "-b" not in result.stderr and "--amp" not in result.stderr  # they cannot be lowered or set once more
+
+
+def test_networks_too_large_for_the_memory_are_not_blamed_on_the_batch(monkeypatch, scenes, tmp_path):
+    monkeypatch.setattr(trainer, "assemble", allocate)
+    result = train(scenes, tmp_path, "--eval_vis_dir", "", ok=False)
+    assert result.returncode == 1
+    assert "--prefusion_base_ch" in result.stderr and "--swin_type" in result.stderr and "-b" not in result.stderr
+
+
+def test_both_learning_rates_follow_the_published_decay_step_by_step(model):
+    """(1 − step / total)^0.9 in what each optimizer step uses, also in a run that is resumed in the middle."""
+    def rates_used(steps_done: int, count: int) -> list[dict[str, float]]:
+        optimizer = build_optimizer(model, CPU, lr_seg=1e-4, wd_seg=0.0, lr_pf=3e-4, wd_pf=0.0)
+        scheduler = polynomial_decay(optimizer, total_steps=6, steps_done=steps_done)
+        used = []
+        optimizer.register_step_pre_hook(lambda *_: used.append(learning_rates(optimizer)))
+        train_one_epoch(model, build_criterion(ARGS), batches(count), optimizer, scheduler, grad_scaler(CPU, None), CPU,
+                        Progress(), NEVER, networks=model.networks())
+        return used
+
+    decay = [(1 - step / 6) ** 0.9 for step in range(6)]
+    for used in (rates_used(0, 6), rates_used(0, 2) + rates_used(2, 4)):
+        assert [rates["lr_seg"] for rates in used] == pytest.approx([1e-4 * factor for factor in decay])
+        assert [rates["lr_pf"] for rates in used] == pytest.approx([3e-4 * factor for factor in decay])
+
+
+def test_validation_can_measure_the_losses(model):
+    """Means over samples, so that a last batch of one counts half of a batch of two."""
+    class Loader(list):
+        dataset = range(3)
+
+    two, one = batches(1)[0], {name: value[:1] for name, value in batches(2)[1].items()}
+    criterion = build_criterion(ARGS)
+    metrics, counts = engine.evaluate(model, Loader([two, one]), CPU, criterion=criterion)
+    with torch.no_grad():
+        totals = [float(criterion(model(*(batch[name] for name in engine.INPUTS)), batch["vis"], batch["ir"],
+                                  batch["target"])[1]["total"]) for batch in (two, one)]
+    assert metrics["val_total"] == pytest.approx((2 * totals[0] + totals[1]) / 3, rel=1e-5)
+    assert 0 < metrics["val_seg"] < metrics["val_total"] and len(counts) == 3
+    assert "val_total" not in engine.evaluate(model, Loader([two, one]), CPU)[0]
+
+
+def best_epoch(scores: list[tuple[float, float]]) -> int:
+    """The epoch whose checkpoint is kept after epochs of such (overall IoU, validation loss)."""
+    progress = Progress()
+    for epoch, (iou, loss) in enumerate(scores):
+        metrics = {"oIoU": iou, "val_total": loss}
+        if progress.is_best(metrics):
+            progress.keep_as_best(epoch, metrics)
+    return progress.best_epoch
+
+
+@pytest.mark.parametrize(("scores", "expected"), [
+    ([(20, 3), (30, 4), (25, 1)], 1),       # the overall IoU decides, whatever the loss
+    ([(0.32, 5), (0, 4), (0, 3.5), (0, 3.6)], 2),  # below 1 % the loss does
+    ([(0.32, 5), (0, 4), (1.5, 6), (0.9, 1)], 2),  # until an epoch is above
+    ([(0, float("nan")), (0, 4), (0, float("nan"))], 1),
+    ([(40, float("inf"))], 0)])
+def test_the_best_checkpoint_has_the_largest_overall_iou_or_below_one_percent_the_lowest_loss(scores, expected):
+    assert best_epoch(scores) == expected
+    fuser_alone = Progress()
+    for epoch, loss in enumerate([0.5, 0.3, 0.4]):
+        if fuser_alone.is_best({"val_total": loss}):
+            fuser_alone.keep_as_best(epoch, {"val_total": loss})
+    assert fuser_alone.best_epoch == 1
+
+
+def test_small_objects_are_named_with_their_pixels_and_what_helps():
+    shares = np.array([0.004, 0.006, 0.007, 0.9, 0])  # an empty mask has no object
+    assert small_objects(shares[:3], 96) == (
+        "100 % of the objects cover less than 1 % of their image; the median one has 55 pixels of the networks' 96 x 96"
+        ". Networks trained with the loss ce often predict no object at all on such data: train with seg_loss bce_area "
+        "or dice, and with a larger img_size (416 gives the median object 1024 pixels)")
+    assert "75 % of the objects" in small_objects(shares, 96)
+    assert "seg_loss" not in small_objects(shares, 96, "dice")
+    assert "img_size" not in small_objects(shares, 480)  # a small share, but enough pixels
+    assert small_objects(np.array([0.02, 0.03, 0.001]), 96) == ""  # most are above 1 %
+    assert small_objects(np.array([0, 0]), 96) == ""
+
+
+def test_a_model_that_finds_nothing_is_named_with_what_helps():
+    nothing, elsewhere, something = ([[0, 50, 0, 50, 9216]], [[0, 90, 40, 50, 9216]], [[1, 89, 40, 50, 9216]])
+    assert "predicts no object at all" in on_finding_nothing(torch.tensor(nothing), "ce")
+    assert "seg_loss bce_area or dice" in on_finding_nothing(torch.tensor(nothing), "ce")
+    assert "seg_loss" not in on_finding_nothing(torch.tensor(nothing), "dice")
+    assert "misses every object" in on_finding_nothing(torch.tensor(elsewhere), "ce")
+    assert on_finding_nothing(torch.tensor(something), "ce") is None
+    assert on_finding_nothing(torch.tensor([[0, 0, 0, 0, 9216]]), "ce") is None  # there is none to find

@@ -337,6 +337,24 @@ def test_a_full_disk_does_not_cost_the_figures(full, left, result, trained, tmp_
         "metrics.json", "per_sample.csv", "report.html", "contact_sheet.png"))
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+def test_pictures_cannot_take_the_room_of_the_figures(trained, wide_scenes, tmp_path):
+    room, replace = {}, os.replace
+
+    def look(source, target):
+        files = [os.stat(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")
+                 if os.path.exists(f"/proc/self/fd/{name}")]
+        folder = os.stat(tmp_path)
+        room[os.path.basename(target)] = sum(file.st_size for file in files if not file.st_nlink
+                                             and file.st_dev == folder.st_dev)
+        replace(source, target)
+
+    with mock.patch("utils.files.os.replace", look):
+        evaluate(trained, wide_scenes, tmp_path / "out")
+    figures = sum((tmp_path / "out" / name).stat().st_size for name in ("metrics.json", "per_sample.csv"))
+    assert room["0.png"] - room["metrics.json"] > 10 * figures
+
+
 def test_a_picture_that_is_interrupted_leaves_no_half_file(trained, wide_scenes, tmp_path):
     save = Image.Image.save
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from utils.errors import InputError
-from utils.fetch_weights import SOURCES, Remote, choose
+from utils.fetch_weights import SOURCES, Part, Remote, choose, verified
 
 SCRIPT = Path(__file__).resolve().parent.parent / "utils" / "fetch_weights.py"
 COMMIT = "0123456789abcdef" * 2 + "01234567"
@@ -94,14 +94,14 @@ def test_a_broken_download_goes_on_where_it_stopped(tmp_path, hub):
     hub.files, hub.cut_after = {"model_best_lavt.pth": content}, 15_000_000
     first = fetch(tmp_path, hub.server_port, "--what", "ris-fusion")
     target = tmp_path / "ckpts" / "risfusion" / "model_best_lavt.pth"
-    came = target.with_name("model_best_lavt.pth.part").stat().st_size
+    size = target.with_name("model_best_lavt.pth.part").stat().st_size
     assert first.returncode == 1 and "Traceback" not in first.stderr and not target.exists()
-    assert f"{came} of 24000000 bytes have come" in first.stderr and came > 0
+    assert f"{size} of 24000000 bytes are here" in first.stderr and size > 0
     hub.cut_after, hub.broken = None, False
     hub.asked.clear()
     second = fetch(tmp_path, hub.server_port, "--what", "ris-fusion")
     assert second.returncode == 0, second.stderr
-    assert [span for _, span in hub.asked] == [f"bytes={came}-"]
+    assert [span for _, span in hub.asked] == [f"bytes={size}-"]
     assert target.read_bytes() == content and not list(target.parent.glob("*.part"))
 
     hub.asked.clear()
@@ -161,3 +161,25 @@ def test_a_repository_without_such_files_is_listed():
 def test_two_files_of_one_name_in_different_folders_both_come():
     assert set(choose(SOURCES["mm-ris"], listing("train/0.parquet", "test/0.parquet"), [])) == {
         "train_0.parquet", "test_0.parquet"}
+
+
+def test_a_symbolic_link_in_the_place_of_a_download_is_not_followed(tmp_path, hub):
+    hub.files = {"a.parquet": b"x" * 2000}
+    (tmp_path / "data").mkdir()
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "data" / "a.parquet.part").symlink_to(tmp_path / "mine.txt")
+    done = fetch(tmp_path, hub.server_port, "--what", "mm-ris")
+    assert done.returncode == 1 and "a.parquet.part is a symbolic link, which is not followed" in done.stderr
+    assert (tmp_path / "mine.txt").read_text() == "mine" and not hub.asked
+
+
+def test_a_download_that_cannot_be_written_says_so():
+    with Part("/dev/full") as part, pytest.raises(InputError, match=r"^/dev/full: it cannot be written \(No space"):
+        part.write(b"x")
+    with pytest.raises(InputError, match=r"^/dev/null/x.part: it cannot be written \(Not a directory"):
+        Part("/dev/null/x.part")
+
+
+def test_a_file_that_cannot_be_read_says_so():
+    with pytest.raises(InputError, match=r"^/proc/self/mem: it cannot be read \(Input/output error"):
+        verified("/proc/self/mem", Remote("mem", 0, None, ""))

@@ -2,6 +2,7 @@
 import argparse
 import logging
 import pathlib
+import shutil
 import sys
 import types
 from collections import OrderedDict
@@ -9,9 +10,10 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from conftest import arguments
 from test_checkpoint import Harmful, same, swin_file
-from test_models import arguments
 
+from bert import Tokenizer, plain_config
 from evaluation.inference import open_checkpoint
 from models import build_from_checkpoint, build_model
 from predictor import Predictor
@@ -86,7 +88,7 @@ def test_prefixes_of_wrapped_modules_are_taken_off(rename, named, model, read):
     assert same(loaded.state_dict(), model.state_dict())
     count = sum(len(content[part]) for part in PARTS)
     assert [line.partition("theirs.pth: ")[2] for line in said] == [
-        f"prefixes of wrapped modules taken off the names of {count} tensors: {named}"]
+        f"prefixes of wrapped modules removed from the names of {count} tensors: {named}"]
 
 
 def test_the_prefix_of_a_wrapped_submodule_is_taken_off(model, read):
@@ -99,16 +101,16 @@ def test_the_prefix_of_a_wrapped_submodule_is_taken_off(model, read):
 def test_a_key_that_is_there_with_and_without_its_prefix_is_refused(model, read):
     content = checkpoint.pack(model, 0, {})
     content["model"]["module.backbone.norm0.weight"] = torch.zeros(32)
-    with pytest.raises(InputError, match=r"theirs\.pth: 'backbone\.norm0\.weight' is there twice"):
+    with pytest.raises(InputError, match=r"theirs\.pth: 'backbone\.norm0\.weight' occurs twice"):
         read(content)
 
 
-def test_pooler_and_position_ids_of_bert_are_left_aside(model, read):
+def test_pooler_and_position_ids_of_bert_are_dropped(model, read):
     content = checkpoint.pack(model, 0, {})
     content["bert_model"] |= {"embeddings.position_ids": torch.arange(64)[None], "pooler.dense.bias": torch.zeros(128)}
     _, loaded, said = read(content)
     assert same(loaded.state_dict(), model.state_dict())
-    assert len(said) == 1 and said[0].endswith("left aside: embeddings.position_ids, pooler.dense.bias")
+    assert len(said) == 1 and said[0].endswith("of BERT dropped: embeddings.position_ids, pooler.dense.bias")
 
 
 def test_any_other_key_is_still_refused(model, read):
@@ -127,6 +129,14 @@ def test_an_absent_relative_position_index_is_computed(model, read):
     del kept["backbone.norm0.weight"]
     with pytest.raises(InputError, match=r"1 of 227 tensors differ; backbone\.norm0\.weight is absent"):
         read(content | {"model": kept})
+
+
+def test_a_relative_position_index_with_other_values_is_refused(model, read):
+    content = checkpoint.pack(model, 0, {})
+    key = "backbone.layers.1.blocks.0.attn.relative_position_index"
+    content["model"][key] = content["model"][key] + 10 ** 6
+    with pytest.raises(InputError, match=rf"'model' in .*theirs\.pth does not fit: {key} does not have the values"):
+        read(content)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -225,7 +235,7 @@ def test_tensors_of_an_npu_are_read_without_one(layout, model, read, pickled_on_
 def test_a_layout_that_only_an_npu_can_read_is_refused_with_the_way_on(layout, model, read, pickled_on_npu):
     content = checkpoint.pack(model, 0, {})
     content["model"]["backbone.norm0.weight"] = pickled_on_npu(torch.ones(32), layout)
-    with pytest.raises(InputError, match=r"--ckpt: .*theirs\.pth holds tensors in a layout that only an Ascend NPU "
+    with pytest.raises(InputError, match=r"theirs\.pth holds tensors in a layout that only an Ascend NPU "
                                          rf"can read \(format {layout}\); save it again on the NPU machine.*\.cpu\(\)"):
         read(content)
 
@@ -301,13 +311,75 @@ def test_a_stored_size_is_used_if_it_is_one(stored, size, opened):
     assert opened({"img_size": stored}).img_size == size
 
 
-@pytest.mark.parametrize("size", [float("nan"), -1, 32, "large", [480, 480]])
+@pytest.mark.parametrize("size", [
+    float("nan"), -1, 32, 10 ** 7, "large", [480, 480], True,
+    pytest.param(10 ** 600, id="digits"), pytest.param("x" * 10 ** 6, id="long")])
 def test_a_stored_size_that_is_none_is_refused_with_the_argument(size, opened):
-    with pytest.raises(UsageError, match=r"^img_size: the checkpoint stored .*; give the size"):
+    with pytest.raises(UsageError, match=r"^img_size: the checkpoint stored .*; give the size") as raised:
         opened({"img_size": size})
+    assert len(str(raised.value)) < 1000
 
 
 def test_stored_folders_of_any_type_are_harmless(opened):
     stored = {"ck_bert": torch.zeros(2), "bert_tokenizer": ["a"], "mha": torch.ones(4), "img_size": {"height": 480}}
-    with pytest.raises(UsageError, match=f"^ck_bert: neither .* nor the default, '{BERT}'"):
-        opened(stored, ck_bert=None)
+    with pytest.raises(UsageError, match=rf"^bert_tokenizer: BERT's vocabulary and configuration .*\({BERT}\); name a "
+                                         r"folder with .*, which serves for both"):
+        opened(stored, ck_bert=None, bert_tokenizer=None)
+
+
+@pytest.mark.parametrize("given", ["ck_bert", "bert_tokenizer"])
+def test_a_folder_given_for_one_serves_for_both(given, opened, tiny_bert):
+    inference = opened({"img_size": 64}, **{"ck_bert": None, "bert_tokenizer": None, given: tiny_bert})
+    assert inference.tokenizer.source == tiny_bert
+
+
+def test_a_folder_with_one_of_two_is_refused_for_the_other(opened, tiny_bert, tmp_path):
+    shutil.copy(f"{tiny_bert}/vocab.txt", tmp_path)
+    with pytest.raises(UsageError, match=r"^ck_bert: BERT's configuration .*name a folder with config\.json$"):
+        opened({}, bert_tokenizer=tmp_path, ck_bert=None)
+    with pytest.raises(UsageError, match="^ck_bert: there is no folder 'nowhere'"):
+        opened({}, ck_bert="nowhere")
+
+
+def with_bert(model, tiny_bert, **changes) -> dict:
+    """A checkpoint that carries BERT's configuration and vocabulary, trained with a folder that is gone."""
+    carried = {"config": plain_config(model.text_encoder), "vocabulary": Tokenizer(tiny_bert).vocabulary()}
+    return checkpoint.pack(model, 0, {"img_size": 64, "ck_bert": "/gone", "bert_tokenizer": "/gone"},
+                           bert=carried | changes)
+
+
+def test_a_checkpoint_that_carries_bert_needs_no_folder(model, tmp_path, tiny_bert, monkeypatch):
+    checkpoint.save(with_bert(model, tiny_bert), str(tmp_path / "model.pth"))
+    monkeypatch.chdir(tmp_path)  # where there is no folder bert/
+    alone = open_checkpoint(str(tmp_path / "model.pth"), torch.device("cpu"))
+    with_folders = open_checkpoint(tmp_path / "model.pth", torch.device("cpu"), ck_bert=tiny_bert)
+    assert alone.tokenizer.source == str(tmp_path / "model.pth") and with_folders.tokenizer.source == tiny_bert
+    images = torch.rand(2, 1, 3, 64, 64)
+    outputs = [one.model(*images, *one.tokenizer(["the red disc"])) for one in (alone, with_folders)]
+    assert all(map(torch.equal, *outputs))
+
+
+def test_folders_on_the_command_line_win_over_what_a_checkpoint_carries(model, tmp_path, tiny_bert):
+    path = str(tmp_path / "model.pth")
+    checkpoint.save(with_bert(model, tiny_bert, config={"hidden_size": "large"}, vocabulary=[]), path)
+    open_checkpoint(path, torch.device("cpu"), ck_bert=tiny_bert, bert_tokenizer=tiny_bert)
+    with pytest.raises(InputError, match=r"model\.pth: the vocabulary is empty"):
+        open_checkpoint(path, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"config": {"hidden_size": "large"}}, r"BERT configuration in .*model\.pth: hidden_size must be"),
+    ({"config": None}, r"model\.pth: the entry 'bert' does not hold"),
+    ({"vocabulary": "[UNK]"}, r"model\.pth: the entry 'bert' does not hold"),
+    ({"vocabulary": ["[UNK]", 3]}, r"model\.pth: the word with id 1 is no valid text"),
+])
+def test_what_a_checkpoint_carries_of_bert_is_checked(changes, message, model, tmp_path, tiny_bert):
+    checkpoint.save(with_bert(model, tiny_bert, **changes), str(tmp_path / "model.pth"))
+    with pytest.raises(InputError, match=message):
+        open_checkpoint(str(tmp_path / "model.pth"), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("mha", [[4, 4, 4, 4], 4, "4-4", "٤-4-4-4"])
+def test_stored_heads_that_are_none_are_refused_with_the_argument(mha, opened):
+    with pytest.raises(UsageError, match="^mha: as stored in the checkpoint, "):
+        opened({"mha": mha})

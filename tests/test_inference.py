@@ -3,8 +3,8 @@ import copy
 
 import pytest
 import torch
+from conftest import arguments
 from parity import fill_, inputs
-from test_models import arguments
 
 from evaluation.inference import Inference
 from models import INPUTS, build_model

@@ -47,8 +47,8 @@ def test_a_set_without_any_foreground_has_no_division_by_zero():
 
 
 def test_a_sentence_that_refers_to_nothing_is_right_where_nothing_is_predicted():
-    counts = torch.tensor([[4, 8, 4, 8, 16], [0, 0, 0, 0, 16], [0, 3, 3, 0, 16], [0, 0, 0, 0, 16]])
-    has_object = np.array([True, False, False, True])  # the last is too small to have a pixel, and was not found
+    counts = torch.tensor([[4, 8, 4, 8, 16], [0, 0, 0, 0, 16], [0, 3, 3, 0, 16], [0, 0, 0, 0, 16], [0, 0, 0, 0, 16]])
+    has_object = np.array([True, False, False, False, True])  # the last is too small to have a pixel, and not found
     assert no_target_metrics(counts, has_object) == {
-        "gIoU": pytest.approx(100 * (0.5 + 1 + 0 + 0) / 4), "N-acc": pytest.approx(50), "num_no_target": 2}
-    assert summarise(counts)["mIoU"] == pytest.approx(100 * 0.5 / 4)  # as published: 0 for an empty union
+        "gIoU": pytest.approx(100 * (0.5 + 1 + 0 + 1 + 0) / 5), "N-acc": pytest.approx(200 / 3), "num_no_target": 3}
+    assert summarise(counts)["mIoU"] == pytest.approx(100 * 0.5 / 5)  # as published: 0 for an empty union

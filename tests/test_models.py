@@ -3,20 +3,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import arguments
 from parity import checkpoint_keys, fill_, golden, inputs
 from transformers import BertConfig, BertModel
 
 from models import INPUTS, build_criterion, build_model
 
 GOLDEN = golden()
-README_WEIGHTS = {"lambda_prefusion": 3.0, "w_sobel_vis": 0.0, "w_sobel_ir": 1.0, "w_grad": 1.0, "w_ssim_vis": 0.5,
-                  "w_ssim_ir": 0.0, "w_mse_vis": 0.5, "w_mse_ir": 2.0}
-
-
-def arguments(**changes) -> SimpleNamespace:
-    args = {"swin_type": "tiny", "window12": False, "mha": "", "fusion_drop": 0.0, "prefusion_base_ch": 32,
-            "ck_bert": "", "pretrained_swin_weights": "", "seg_loss": "ce", **README_WEIGHTS}
-    return SimpleNamespace(**(args | changes))
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +73,11 @@ def test_losses_and_gradients_give_the_published_figures(case):
     assert float(terms["fusion"]) == pytest.approx(losses["total"], rel=1e-4)
     assert float(terms["total"]) == float(loss.detach()) == pytest.approx(losses["joint_ce"], rel=1e-4)
     assert not any(term.requires_grad for term in terms.values())
+    padded = SimpleNamespace(**vars(case.args), ssim_edges="zero")
+    _, terms = build_criterion(padded)(output, *images)
+    for name in ("ssim_vis", "ssim_ir"):
+        assert float(terms[name]) == pytest.approx(losses[f"{name}_zero_padded"], rel=1e-4)
+    assert float(terms["fusion"]) == pytest.approx(losses["total_zero_padded"], rel=1e-4)
     for seg_loss in ("ce", "dice", "bce_area"):
         case.args.seg_loss = seg_loss
         _, terms = build_criterion(case.args)(output, *images)
@@ -178,6 +176,31 @@ def test_dice_and_bce_area_leave_out_a_class_that_a_sample_lacks():
     for seg_loss in ("dice", "bce_area"):
         _, terms = build_criterion(arguments(seg_loss=seg_loss))(output, image, image, empty)
         assert float(terms["seg"]) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_the_window_of_ssim_can_be_chosen():
+    """Against the definition, written out for one pixel whose window lies inside the image."""
+    from models.losses import structural_similarity
+
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.rand(2, 1, 1, 5, 5, generator=generator, dtype=torch.float64)
+    offsets = torch.arange(-2, 3, dtype=torch.float64)
+    weight = torch.exp(-(offsets[:, None] ** 2 + offsets ** 2) / (2 * 0.8 ** 2))
+    weight /= weight.sum()
+    mean = [(weight * image).sum() for image in (one, other)]
+    variance = [(weight * image ** 2).sum() - m ** 2 for image, m in zip((one, other), mean, strict=True)]
+    covariance = (weight * one * other).sum() - mean[0] * mean[1]
+    expected = ((2 * mean[0] * mean[1] + 0.01 ** 2) * (2 * covariance + 0.03 ** 2)
+                / ((mean[0] ** 2 + mean[1] ** 2 + 0.01 ** 2) * (sum(variance) + 0.03 ** 2)))
+    assert float(structural_similarity(one, other, size=5, sigma=0.8)) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("changes", [
+    {"ssim_window": 4}, {"ssim_window": 1}, {"ssim_sigma": 0.0}, {"ssim_edges": "mirror"}, {"seg_loss": "hinge"},
+    {"w_grad": -1.0}, {"lambda_prefusion": float("nan")}])
+def test_losses_that_cannot_be_computed_are_refused(changes):
+    with pytest.raises(ValueError, match="must be|none of the segmentation losses"):
+        build_criterion(arguments(**changes))
 
 
 @pytest.mark.parametrize("mha", ["1-2-4", "a-b-c-d", "1-1-1-0", "3-3-3-3"])

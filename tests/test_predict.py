@@ -234,7 +234,7 @@ def test_every_sentence_gets_a_safe_name_of_its_own(texts, expected):
 def test_sentences_that_the_model_cannot_read_whole_are_pointed_out(ask, pictures):
     pair = pictures.folder / "visible" / "scene.png", pictures.folder / "infrared" / "scene.png"
     assert "no word of '红色的汽车' is in the vocabulary" in ask(*pair, text="红色的汽车").said
-    assert "read as unknown: 汽车, “, ✓" in ask(*pair, text="the red 汽车, “✓ and 汽车").said
+    assert "read as unknown: 汽车, ß" in ask(*pair, text="the red 汽车, “✓ and ß 汽车").said
     assert "only its first 19 word pieces are read" in ask(*pair, text="red " * 30).said
     said = ask(*pair).said
     assert "vocabulary of BERT" not in said and "word pieces" not in said
@@ -255,7 +255,7 @@ def test_only_the_pictures_that_are_wanted_are_written(flags, expected, ask, pre
             if "mask" in path.name:
                 assert np.array_equal(np.asarray(image), found.mask * np.uint8(255))
             if "fused" in path.name:
-                assert np.abs(np.asarray(image).astype(int) - found.fused).mean() < 2
+                assert np.abs(np.asarray(image).astype(int) - found.fused).mean() < 4
 
 
 def test_pictures_of_the_other_format_count_as_those_of_an_earlier_run(ask, pictures, tmp_path):

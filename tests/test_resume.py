@@ -1,4 +1,4 @@
-"""A run that is killed, told to stop or short of disk space, and goes on."""
+"""A run that is killed, stopped or short of disk space, and resumed."""
 import fcntl
 import json
 import os
@@ -56,13 +56,13 @@ class Run(subprocess.Popen):
 
 
 def kill_and_resume(scenes, folder: Path, workers: int, chance: random.Random) -> str:
-    """Kill a run at an arbitrary point, have it go on, and do so again; where it went on, in words."""
+    """Kill a run at an arbitrary point and resume it; where it resumed, in words."""
     process = Run(scenes, folder, "-j", workers, "--save_every_minutes", 0)
     process.wait_for(chance.randint(1, 22))
     os.killpg(process.pid, signal.SIGKILL)
     process.finish()
     resumed = train(scenes, folder, *LENGTH, "-j", workers, "--resume", "auto")
-    return next((line for line in resumed.stdout.splitlines() if "going on at" in line), "nothing saved yet")
+    return next((line for line in resumed.stdout.splitlines() if "resuming at" in line), "nothing saved yet")
 
 
 def record(folder: Path) -> list[dict]:
@@ -88,20 +88,20 @@ def undisturbed(scenes, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(("workers", "seed"), [(0, 1), (0, 2), (2, 3)])
-def test_a_killed_run_goes_on_to_the_same_weights_and_log(workers, seed, undisturbed, scenes, tmp_path):
+def test_a_killed_run_resumes_to_the_same_weights_and_log(workers, seed, undisturbed, scenes, tmp_path):
     print(kill_and_resume(scenes, tmp_path, workers, random.Random(seed)))
     assert_same_outcome(undisturbed, tmp_path)
 
 
 @pytest.mark.parametrize(("number", "updates"), [(signal.SIGTERM, 3), (signal.SIGINT, 9), (signal.SIGUSR1, 2)])
-def test_a_signal_saves_and_says_how_to_go_on(number, updates, undisturbed, scenes, tmp_path):
+def test_a_signal_saves_and_says_how_to_resume(number, updates, undisturbed, scenes, tmp_path):
     """The scheduler signals the whole process group, the processes that load data included."""
     process = Run(scenes, tmp_path, "-j", 1)
     process.wait_for(updates)
     os.killpg(process.pid, number)
     output = process.finish()
     assert process.returncode == 128 + number, output
-    assert f"stopped by {number.name}; the run so far is in {tmp_path / 'last.pth'}; to go on:" in output
+    assert f"stopped by {number.name}; the run so far is in {tmp_path / 'last.pth'}; to resume it:" in output
     assert "Traceback" not in output
     words = output.strip().splitlines()[-1].replace("''", "").split()
     assert words[:2] == ["python", "train_with_lavt.py"] and words[-2:] == ["--resume", "auto"]
@@ -128,7 +128,7 @@ def test_everything_in_use_is_restored(scenes, tmp_path):
                            averaged["prefusion_model"]["net.outc.weight"])
 
 
-def test_a_full_disk_costs_a_warning_and_the_old_file_stays(undisturbed, scenes, tmp_path):
+def test_on_a_full_disk_training_ends_with_an_error_and_the_old_file_stays(undisturbed, scenes, tmp_path):
     shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
     before = (tmp_path / "last.pth").read_bytes()
     limit = 10 * 2 ** 20  # bytes; a checkpoint has more
@@ -136,35 +136,40 @@ def test_a_full_disk_costs_a_warning_and_the_old_file_stays(undisturbed, scenes,
         [sys.executable, *training(scenes, tmp_path, *LENGTH, "--epochs", 4, "--resume", "auto")], cwd=ROOT,
         capture_output=True, text=True, check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 1, result.stderr
+    assert "error: --output-dir: these files could not be written, see the warnings above: " in result.stderr
+    assert "last.pth" in result.stderr.splitlines()[-1]
     assert "WARNING: last.pth could not be written, training goes on:" in result.stdout
     assert (tmp_path / "last.pth").read_bytes() == before
-    assert not list(tmp_path.glob(".*"))
+    assert [path.name for path in tmp_path.glob(".*")] == [".lock"]
     assert len(record(tmp_path)) == 4
 
 
-def test_the_same_steps_are_not_told_to_tensorboard_twice(undisturbed, scenes, tmp_path):
-    process = Run(scenes, tmp_path, "--save_every_minutes", 0, "--print-freq", 1)
+def test_tensorboard_holds_no_step_twice_and_the_rates_of_all(undisturbed, scenes, tmp_path):
+    process = Run(scenes, tmp_path, "--save_every_minutes", 0, "--print-freq", 1, "--lr_pf", 3e-3)
     process.wait_for(8)
     process.kill()
     process.finish()
-    train(scenes, tmp_path, *LENGTH, "--print-freq", 1, "--resume", "auto")
+    train(scenes, tmp_path, *LENGTH, "--print-freq", 1, "--lr_pf", 3e-3, "--resume", "auto")
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in board.Scalars("loss/total")] == list(range(1, 13))
+    for name, rate in (("lr_seg", 1e-3), ("lr_pf", 3e-3)):  # after each step: what the next one uses
+        assert [event.value for event in board.Scalars(f"learning_rate/{name}")] == pytest.approx(
+            [rate * (1 - step / 12) ** 0.9 for step in range(1, 13)], abs=1e-9)
 
 
 def test_nothing_to_resume_starts_anew_and_a_finished_run_ends_at_once(undisturbed, scenes, tmp_path):
     result = train(scenes, undisturbed, *LENGTH, "--resume", "auto")
     assert "this run is finished; raise --epochs" in result.stdout and "epoch 2: loss" not in result.stdout
     result = train(scenes, tmp_path, "--epochs", 1, "--resume", "auto")
-    assert "going on" not in result.stdout and len(record(tmp_path)) == 1
+    assert "resuming at" not in result.stdout and len(record(tmp_path)) == 1
 
 
 def test_what_differs_from_the_run_so_far_is_said(undisturbed, scenes, tmp_path):
     result = train(scenes, tmp_path, *LENGTH, "--epochs", 4, "--lr_seg", 2e-4, "-b", 8, "--resume",
                    undisturbed / "last.pth")
     for words in ("epochs is 4, it was 3", "lr_seg is 0.0002, it was 0.001", "batch_size is 8, it was 4"):
-        assert f"WARNING: the run goes on otherwise than it began: {words}" in result.stdout
+        assert f"WARNING: this run differs from the one it resumes: {words}" in result.stdout
     assert len(record(tmp_path)) == 4
     assert record(tmp_path)[3]["lr_seg"] == pytest.approx(2e-4 * 0.25 ** 0.9)
     assert (tmp_path / "model_best_lavt.pth").exists()  # though an earlier epoch, in the other folder, may be better
@@ -182,6 +187,18 @@ def test_a_file_that_cannot_be_resumed_is_named(undisturbed, scenes, tmp_path):
         result = train(scenes, tmp_path / "out", *LENGTH, *flags, "--resume", path, ok=False)
         assert result.returncode == code, result.stderr
         assert message in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_second_run_into_the_same_folder_is_refused_while_the_first_lives(scenes, tmp_path):
+    process = Run(scenes, tmp_path, "--epochs", 1000, "-j", 1)
+    process.wait_for(2)
+    second = train(scenes, tmp_path, *LENGTH, ok=False)
+    assert second.returncode == 2
+    assert f"--output-dir: another training run is writing to {str(tmp_path)!r}" in second.stderr
+    process.kill()
+    process.wait()  # its worker process lives on for a moment
+    train(scenes, tmp_path, *LENGTH, "--epochs", 1)
+    process.finish()
 
 
 def test_a_checkpoint_can_be_evaluated_without_training(undisturbed, scenes, tmp_path):

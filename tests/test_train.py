@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import script, train, training
+from conftest import epochs_of, script, train, training
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -27,10 +27,6 @@ README_RECIPE = {
     "eval_vis_dir": "./eval_vis", "output_dir": "./ckpts/risfusion", "model_id": "lavt"}
 
 
-def epochs_of(folder) -> list[dict]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
 def test_a_plain_run_is_the_published_recipe():
     from train_with_lavt import build_parser
 
@@ -46,6 +42,14 @@ def test_the_names_of_flags_may_be_spelt_with_hyphens_or_underscores():
         ["--output_dir", "out", "--img-size=96", "--model_ema_decay", "0.5", "--channels_last", "--model_id=a--b_c"])
     assert (args.output_dir, args.img_size, args.model_ema_decay, args.channels_last, args.model_id) == (
         "out", 96, 0.5, True, "a--b_c")
+
+
+def test_what_the_former_launcher_passes_is_accepted():
+    """`python -m torch.distributed.launch` gives each process its number as a flag too."""
+    from train_with_lavt import build_parser
+
+    for flags in (["--local-rank=1"], ["--local_rank", "1"]):
+        assert not hasattr(build_parser().parse_args(flags), "local_rank")
 
 
 def test_the_log_has_every_term_rate_and_metric_of_every_epoch(trained):
@@ -158,6 +162,16 @@ def test_tensorboard_and_run_json_tell_what_the_run_is(trained):
     assert run["git_commit"] is None or len(run["git_commit"].rstrip("+")) == 40
 
 
+def test_a_zero_padded_ssim_can_be_trained(scenes, tmp_path):
+    """The variant of the authors' public scripts; the weights stay as they start."""
+    totals = []
+    for flags in ([], ["--ssim_edges", "zero"], ["--ssim_window", 5, "--ssim_sigma", 1]):
+        folder = tmp_path / str(len(totals))
+        train(scenes, folder, "--lr_seg", 0, "--lr_pf", 0, "--epochs", 1, "--seg_loss", "dice", *flags)
+        totals.append(epochs_of(folder)[0]["ssim_vis"])
+    assert len({round(total, 4) for total in totals}) == 3
+
+
 def test_every_option_of_the_optimization_is_taken(scenes, tmp_path):
     result = train(scenes, tmp_path, "--epochs", 1, "--seg_loss", "dice", "--amsgrad", "--grad_clip", 0.1,
                    "--fusion_drop", 0.2, "--channels-last", "--mha", "1-2-4-8", "--window12", "--model_id", "try",
@@ -221,6 +235,19 @@ def test_starting_anew_in_a_folder_keeps_the_earlier_run(scenes, tmp_path):
     (["--device", "cuda:99"], 2, "--device: cuda:99"),
     (["--model_id", "../x"], 2, "--model_id: '../x' cannot be part of a file name"),
     (["--load_lavt_head"], 2, "--load_lavt_head: there is no classifier"),
+    (["--init_from", "absent.pth"], 2, "--init_from: there is no 'absent.pth'"),
+    (["--init_from", "README.md"], 1, "--init_from: README.md cannot be read"),
+    (["--init_from", "README.md", "--ck_prefusion", "README.md"], 2, "--init_from: leave out --ck_prefusion"),
+    (["--lr", "1e-4"], 2, "--lr: there is no such flag here; use --lr_seg for LAVT and BERT, and --lr_pf"),
+    (["--weight-decay=0.1"], 2, "--weight-decay: there is no such flag here; use --wd_seg"),
+    (["--model", "lavt"], 2, "--model: there is no such flag here; leave it out"),
+    (["--model_id", "x" * 252], 2, "--model_id: too long for a file name"),
+    (["--epochs", "9" * 400], 2, "--epochs: must be a whole number of at most"),
+    (["--w_grad", "1e308"], 2, "--w_grad: must be a number of at most"),
+    (["--seed", str(2 ** 64)], 2, "--seed: must be a whole number of at most"),
+    (["--prefusion_base_ch", 100_000], 2, "--prefusion_base_ch: must be a whole number of at most 1024"),
+    (["--ssim_window", 12], 2, "--ssim_window: must be odd"),
+    (["--ssim_window", 65], 2, "--ssim_window: no such window fits"),
     (["--fusion_drop", "1"], 2, "--fusion_drop: must be below 1"),
     (["--lr_seg", "nan"], 2, "--lr_seg: must be a number of at least 0"),
     (["--epochs", "0"], 2, "--epochs: must be a whole number of at least 1"),
@@ -235,7 +262,7 @@ def test_starting_anew_in_a_folder_keeps_the_earlier_run(scenes, tmp_path):
 def test_what_cannot_work_ends_with_one_sentence(flags, code, message, scenes, tmp_path):
     result = train(scenes, tmp_path / "out", *flags, ok=False)
     assert result.returncode == code
-    assert message in result.stderr and "usage:" not in result.stderr
+    assert message in result.stderr and "usage:" not in result.stderr and len(result.stderr) < 500
 
 
 def test_with_nothing_there_the_training_set_is_asked_for_first(tmp_path, monkeypatch, capsys):
@@ -268,7 +295,7 @@ def test_a_vocabulary_larger_than_the_text_encoder_is_refused(scenes, tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(words + ["zebra"]))
     result = train(scenes, tmp_path / "out", "--bert_tokenizer", tmp_path, ok=False)
     assert result.returncode == 1
-    assert "it must be that of the BERT in --ck_bert" in result.stderr
+    assert "name the folder with the vocabulary of its BERT" in result.stderr
 
 
 def test_curves_of_several_runs_are_drawn_side_by_side(trained, tmp_path):

@@ -1,1 +1,1 @@
-"""What a training run needs around its loop: loaders, optimizer, autosave, state to resume from, record for people."""
+"""What a training run needs around its loop: optimizer, progress, autosave, state to resume from, lock, record."""

@@ -1,4 +1,4 @@
-"""AdamW with a learning rate and weight decay for each part of the model, and the published decay of the rates."""
+"""AdamW with a learning rate and a weight decay for each part of the model, and the published decay of the rates."""
 import torch
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""What a training run leaves behind for people: log.jsonl, run.json, curves, pictures, TensorBoard."""
+"""What a training run writes for people to read: log.jsonl, run.json, curves, pictures, TensorBoard."""
 import contextlib
 import json
 import logging
@@ -13,21 +13,24 @@ from utils.errors import InputError
 from utils.files import replacing
 from utils.plot_log import plot
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class RunRecord:
-    """Writes what a run leaves to its folder. What cannot be written costs a warning, not the run.
+    """Writes a run's files to its folder. A file that cannot be written is a warning; training goes on.
 
     Args:
-        folder: the run's --output-dir.
+        folder: the run's folder.
         pictures: folder for a contact sheet of each epoch; empty: none.
-        steps_done: in the whole run so far; what TensorBoard was told of later ones is void.
+        steps_done: in the whole run so far; TensorBoard drops what its files hold of later steps.
         active: False writes nothing, for all processes but one.
+    Attributes:
+        unwritten: names of the files of which the latest version could not be written.
     """
 
     def __init__(self, folder: str, pictures: str, steps_done: int, active: bool = True):
         self.folder, self.pictures, self.active = folder, pictures, active
+        self.unwritten: list[str] = []
         self.board = None
         if active:
             from torch.utils.tensorboard import SummaryWriter
@@ -35,34 +38,37 @@ class RunRecord:
             self.board = SummaryWriter(os.path.join(folder, "tensorboard"), purge_step=steps_done + 1)
 
     def start(self, summary: dict) -> None:
-        """Write what the run is, to run.json."""
+        """Write the description of the run to run.json."""
         self._write("run.json", json.dumps(summary, indent=1))
 
-    def checkpoint(self, name: str, content: dict) -> None:
-        """Write a checkpoint."""
+    def checkpoint(self, name: str, content: dict) -> bool:
+        """Write a checkpoint; False if that failed."""
         if self.active:
-            self._tell_board(lambda board: board.flush())  # so that both know of the same steps
-            with attempt(name):
+            self._to_board(lambda board: board.flush())  # so that both hold the same steps
+            with self._attempt(name):
                 checkpoint.save(content, os.path.join(self.folder, name))
+        return name not in self.unwritten
 
     def keep_latest(self, count: int) -> None:
         """Remove the checkpoints of all but the `count` latest epochs."""
         if self.active:
             epochs = sorted(name for name in os.listdir(self.folder) if re.fullmatch(r"epoch_\d+\.pth", name))
             for name in epochs[:-count]:
-                with attempt(name):
+                try:
                     os.remove(os.path.join(self.folder, name))
+                except OSError as error:
+                    logger.warning("WARNING: %s could not be removed, training goes on: %s", name, error)
 
     def step(self, step: int, values: dict[str, float], rates: dict[str, float], samples_per_second: float,
              peak_memory: int, skipped: int) -> None:
-        """Tell TensorBoard how training is going.
+        """Add a step to TensorBoard's curves.
 
         Args:
             step: of the whole run.
             values: loss terms, and gradient norms named `gradient of …`.
             rates: learning rates by name.
             peak_memory: bytes.
-            skipped: steps left out in this epoch.
+            skipped: steps of this epoch that were skipped.
         """
         tags = {f"gradient_norm/{name.removeprefix('gradient of ')}" if name.startswith("gradient of ")
                 else f"loss/{name}": value for name, value in values.items()}
@@ -72,10 +78,10 @@ class RunRecord:
         self._scalars(tags, step)
 
     def epoch(self, history: list[dict], sheet, step: int) -> None:
-        """Write what an epoch has brought.
+        """Write the results of an epoch.
 
         Args:
-            history: the entries of all epochs; log.jsonl holds them, one JSON object a line.
+            history: the entries of all epochs, which become the lines of log.jsonl.
             sheet: contact sheet, (H, W, 3) uint8 array, or None.
             step: of the whole run.
         """
@@ -83,51 +89,54 @@ class RunRecord:
             return
         entry = history[-1]
         self._write("log.jsonl", "".join(json.dumps(entry) + "\n" for entry in history))
-        with attempt("curves.png"):
+        with self._attempt("curves.png"):
             plot([self.folder], os.path.join(self.folder, "curves.png"))
         if sheet is not None and self.pictures:
-            with attempt("the epoch's picture"), \
-                    replacing(os.path.join(self.pictures, f"epoch_{entry['epoch']:03d}.png")) as path:
+            name = f"epoch_{entry['epoch']:03d}.png"
+            with self._attempt(name), replacing(os.path.join(self.pictures, name)) as path:
                 Image.fromarray(sheet).save(path, format="png")
-        self._scalars({f"validation/{name}": value for name, value in entry.items() if name.startswith(
-            ("mIoU", "oIoU", "cIoU", "Precision", "Recall", "F1", "precision@", "val_"))}, step)
+        shown = ("mIoU", "oIoU", "cIoU", "Precision", "Recall", "F1", "precision@", "val_")
+        self._scalars({f"validation/{name}": value for name, value in entry.items()
+                       if name.startswith(shown) and isinstance(value, int | float)}, step)
         if sheet is not None:
-            self._tell_board(lambda board: board.add_image("validation", sheet, step, dataformats="HWC"))
-        self._tell_board(lambda board: board.flush())
+            self._to_board(lambda board: board.add_image("validation", sheet, step, dataformats="HWC"))
+        self._to_board(lambda board: board.flush())
 
     def close(self) -> None:
         """Finish TensorBoard's file."""
-        self._tell_board(lambda board: board.close())
+        self._to_board(lambda board: board.close())
 
     def _write(self, name: str, text: str) -> None:
         if self.active:
-            with attempt(name), replacing(os.path.join(self.folder, name)) as path, \
+            with self._attempt(name), replacing(os.path.join(self.folder, name)) as path, \
                     open(path, "w", encoding="utf-8") as file:
                 file.write(text)
 
     def _scalars(self, tags: dict[str, float], step: int) -> None:
-        self._tell_board(lambda board: [board.add_scalar(tag, value, step) for tag, value in tags.items()])
+        self._to_board(lambda board: [board.add_scalar(tag, value, step) for tag, value in tags.items()])
 
-    def _tell_board(self, write) -> None:
-        """Call `write` with TensorBoard's writer, until that has failed once."""
+    def _to_board(self, write) -> None:
+        """Call `write` with TensorBoard's writer, unless that has failed before."""
         if self.board is not None:
             board, self.board = self.board, None
-            with attempt("TensorBoard's file"):
+            with self._attempt("tensorboard"):
                 write(board)
                 self.board = board
 
-
-@contextlib.contextmanager
-def attempt(what: str):
-    """A context in which a file that cannot be written, named by `what`, is a warning: training matters more."""
-    try:
-        yield
-    except (OSError, InputError) as error:
-        log.warning("WARNING: %s could not be written, training goes on: %s", what, error)
+    @contextlib.contextmanager
+    def _attempt(self, name: str):
+        """A context in which failing to write the file `name` is a warning, and noted."""
+        if name in self.unwritten:
+            self.unwritten.remove(name)
+        try:
+            yield
+        except (OSError, InputError) as error:
+            self.unwritten.append(name)
+            logger.warning("WARNING: %s could not be written, training goes on: %s", name, error)
 
 
 def git_commit() -> str | None:
-    """The commit of the code, with `+` behind it if files have been changed since; None outside a git checkout."""
+    """The commit of the code, followed by `+` if files have changed since; None outside a git checkout."""
     def git(*words) -> str:
         return subprocess.run(["git", *words], cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
                               capture_output=True, text=True, check=True).stdout.strip()

@@ -1,76 +1,155 @@
-"""All that a run needs besides its weights in order to go on as if nothing had happened."""
+"""Everything besides the weights that an interrupted run needs in order to continue as if it had not stopped."""
+import math
+import zipfile
+
 import torch
 
 from utils import distributed
 from utils.device import random_state, set_random_state
-from utils.errors import InputError
+from utils.errors import InputError, naming
 from utils.text import counted
 
-# May differ when a run goes on: where it computes and what it writes, not what it computes.
+from .progress import Progress
+
+# These may differ when a run is resumed: they say where it computes and what it writes, not what it computes. Another
+# attention window shows in the tensors, which then do not fit.
 FREE = {"resume", "workers", "pin_mem", "device", "print_freq", "output_dir", "eval_vis_dir", "model_id", "keep",
-        "save_every_minutes", "dist_timeout", "eval_only", "max_bad_steps"}
+        "save_every_minutes", "dist_timeout", "eval_only", "max_bad_steps", "window12"}
+ENTRIES = {"progress": dict, "optimizer": dict, "scaler": dict, "random": list, "rows": int}
+WRONG_CONTENT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def pack(progress: dict, optimizer, scaler, device: torch.device, rows: int, weights: dict | None = None) -> dict:
     """The state as plain values and tensors; all processes must call it together.
 
     Args:
-        progress: `engine.Progress` as a dict.
+        progress: `training.progress.Progress` as a dict.
         rows: of the training set.
-        weights: state dict of the model in training, where the checkpoint proper holds averaged ones.
+        weights: state dicts of the model in training, where those of the checkpoint are averaged ones.
     """
     state = {"progress": progress, "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
              "random": distributed.gather(random_state(device)), "rows": rows}
     return state if weights is None else state | {"weights": weights}
 
 
-def unpack(content: dict, path: str) -> dict:
-    """The state in a checkpoint.
+def unpack(content: dict, path: str) -> dict | None:
+    """The state in a checkpoint, with `progress` as a `Progress`; None if the checkpoint holds weights alone.
 
     Raises:
-        InputError: it has none.
+        InputError: the state has not the form that `pack` gives it.
     """
     state = content.get("training")
-    if not isinstance(state, dict) or not {"progress", "optimizer", "scaler", "random", "rows"} <= state.keys():
-        raise InputError(f"{path} holds weights but no state of a training run, as last.pth does; to start a "
-                         "new run from them, name it with --ck_prefusion for its fuser")
-    return state
+    if state is None:
+        return None
+    if not isinstance(state, dict):
+        raise InputError(f"{path}: the training state is a {type(state).__name__}; it is not of this program", "resume")
+    for name, kind in (ENTRIES | ({"weights": dict} if "weights" in state else {})).items():
+        if not isinstance(state.get(name), kind):
+            raise InputError(f"{path}: {name!r} in the training state is not a {kind.__name__}; it is damaged or not "
+                             "of this program", "resume")
+    try:
+        return state | {"progress": Progress.from_values(state["progress"])}
+    except ValueError as error:
+        raise InputError(f"{path}: {error} in the training state; it is damaged or not of this program", "resume"
+                         ) from error
+
+
+def check_intact(path: str) -> None:
+    """Compare all tensors of a file with the checksums (CRC-32) that PyTorch's format keeps, which loading does not.
+
+    Raises:
+        InputError: one differs.
+    """
+    if not zipfile.is_zipfile(path):  # the format of PyTorch before 1.6 has no checksums
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # damaged headers fail in many ways
+        raise InputError(f"{path} is damaged ({error})") from error
+    if damaged:
+        raise InputError(f"{path} is damaged: the checksum of {damaged} in it does not match; take an earlier file")
+
+
+def restore(state: dict, optimizer, scaler, path: str) -> None:
+    """Fill optimizer and gradient scaler from a state.
+
+    Raises:
+        InputError: what it holds for them belongs to other parameters or is damaged.
+    """
+    with naming("resume"):
+        restore_optimizer(optimizer, state["optimizer"], path)
+        restore_scaler(scaler, state["scaler"], path)
 
 
 def restore_optimizer(optimizer, state: dict, path: str) -> None:
-    """Fill in the optimizer's moments; learning rates and weight decays stay those of the command line.
+    """Fill in the optimizer's moments; learning rates and weight decays stay those of the new command line.
 
     Raises:
-        InputError: the state belongs to other parameters.
+        InputError: the state belongs to other parameters or is damaged.
     """
     options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    same = len(options) == len(state["param_groups"]) and all(
-        now["amsgrad"] == then["amsgrad"] for now, then in zip(options, state["param_groups"], strict=True))
     try:
-        if not same:
-            raise ValueError
+        for now, then in zip(options, state["param_groups"], strict=True):
+            if now["amsgrad"] != then["amsgrad"]:
+                raise ValueError("amsgrad differs")
+        _check_moments(optimizer, state)
         optimizer.load_state_dict(state)
-    except ValueError as error:
-        raise InputError(f"the optimizer in {path} trained other parameters; --amsgrad and the flags that "
-                         "freeze parts must be as in that run") from error
+    except WRONG_CONTENT as error:
+        raise InputError(f"the optimizer in {path} trained other parameters, or is damaged ({error}); AMSGrad and the "
+                         "frozen parts must be as in that run") from error
     for group, option in zip(optimizer.param_groups, options, strict=True):
         group.update(option)
 
 
-def restore_random(states: list[dict], device: torch.device) -> list[str]:
-    """Put this process's generators back to where they were; what cannot be, in words."""
-    if len(states) == distributed.world_size():
+def _check_moments(optimizer, state: dict) -> None:
+    """Compare shapes, which `load_state_dict` does not."""
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, parameter in zip(numbers, parameters, strict=True):
+        moments = state["state"].get(number, {})
+        for name, value in moments.items():
+            if value.shape != (() if name == "step" else parameter.shape):
+                raise ValueError(f"{name} has shape {tuple(value.shape)}, its parameter {tuple(parameter.shape)}")
+        if moments and not {"step", "exp_avg", "exp_avg_sq"} <= moments.keys():
+            raise ValueError(f"there are only {', '.join(map(str, moments))}")
+
+
+def restore_scaler(scaler, state: dict, path: str) -> None:
+    """Fill in the gradient scaler.
+
+    Raises:
+        InputError: the state is not a scaler's.
+    """
+    if state.keys() != scaler.state_dict().keys() or not all(
+            type(value) in (int, float) and math.isfinite(value) and value >= 0 for value in state.values()):
+        raise InputError(f"{path}: 'scaler' in the training state is not that of a gradient scaler; it is damaged or "
+                         "not of this program")
+    scaler.load_state_dict(state)
+
+
+def restore_random(states: list[dict], device: torch.device, path: str) -> list[str]:
+    """Set this process's random generators as they were; return what cannot be restored, in words.
+
+    Raises:
+        InputError: the states are not those of random generators.
+    """
+    if len(states) != distributed.world_size():
+        return [f"the job has {counted(distributed.world_size(), 'process', 'processes')}, it had {len(states)}; "
+                "dropout draws other numbers"]
+    try:
         set_random_state(states[distributed.rank()], device)
-        return []
-    return [f"the job has {counted(distributed.world_size(), 'process', 'processes')}, it had {len(states)}; dropout "
-            "draws other numbers"]
+    except WRONG_CONTENT as error:
+        raise InputError(f"{path}: 'random' in the training state is not that of random generators ({error}); it is "
+                         "damaged or not of this program", "resume") from error
+    return []
 
 
 def changed_settings(then: dict, now: dict, rows_then: int, rows_now: int) -> list[str]:
-    """What of the command line and the data is not as it was, in words; flags in FREE are not looked at."""
+    """What of the settings and the data differs from the run that is resumed, in words; names in FREE are left out."""
     changes = [f"{name} is {value!r}, it was {then[name]!r}" for name, value in now.items()
                if name not in FREE and name in then and then[name] != value]
     if rows_then != rows_now:
-        changes.append(f"the training set has {counted(rows_now, 'row')}, it had {rows_then}; what is left of the "
-                       "epoch is drawn from a new order")
+        changes.append(f"the training set has {counted(rows_now, 'row')}, it had {rows_then}; the rest of the epoch is "
+                       "drawn from a new order")
     return changes

@@ -1,20 +1,24 @@
 """Reading and writing weights: the released checkpoint format, Swin and LAVT files, and our own."""
 import argparse
 import logging
+import math
 import os
 import pickle
 import re
+import warnings
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import foreign
+from .content import check_finite, check_structure
 from .errors import InputError, UsageError
 from .files import replacing
-from .text import counted
+from .text import counted, first_line, printable
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 PARTS = {"model": "segmenter", "prefusion_model": "fuser", "bert_model": "text_encoder"}  # by key in the file
 
@@ -22,31 +26,33 @@ PARTS = {"model": "segmenter", "prefusion_model": "fuser", "bert_model": "text_e
 def read(path: str) -> dict:
     """Load a file that PyTorch saved, on the CPU and without running any code in it.
 
-    Besides tensors and plain values only what `foreign.admitted` lists is read. State dicts are given in the form that
-    our networks expect, see `foreign.normalise`.
+    Besides tensors and plain values only what `foreign.admitted` lists is read. The content is checked, see
+    `content.check_structure`, and state dicts are given the form that our networks expect, see `foreign.normalise`.
 
     Args:
         path: the file.
     Raises:
         UsageError: there is no such file.
-        InputError: it is damaged, holds anything else, or is no dict.
+        InputError: it is damaged, holds anything else or weights that are not finite, or is no dict.
     """
     if not os.path.isfile(path):
         raise UsageError(f"there is no file {path!r}; README.md, \"Data and weights\", says where to get it")
     try:
-        with foreign.admitted():
+        with foreign.admitted(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of kinds of tensors that are refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except InputError as error:
         raise InputError(f"{path} {error}") from error
     except Exception as error:  # a damaged file can fail anywhere in PyTorch's reader
         if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"GLOBAL ([\w.]+)", str(error))):
-            raise InputError(f"{path} holds more than weights and plain values, namely {found[1]}; "
+            raise InputError(f"{path} holds more than weights and plain values, namely {printable(found[1])}; "
                              "it was not opened, since loading that could run code") from error
-        reason = f" ({error.strerror})" if isinstance(error, OSError) else ""
+        reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
         raise InputError(f"{path} cannot be read{reason}; it is damaged or was not saved by PyTorch") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, not a dict of weights")
-    return foreign.normalise(content, path)
+    check_structure(content, path)
+    content = foreign.normalise(content, path)
+    check_finite(content, path)
+    return content
 
 
 def save(content: dict, path: str) -> None:
@@ -59,8 +65,7 @@ def save(content: dict, path: str) -> None:
         try:
             torch.save(content, temporary)
         except RuntimeError as error:  # PyTorch's writer does not say why; a full disk is the usual reason
-            raise InputError(f"{path}: it cannot be written ({str(error).splitlines()[0]}); is the disk full?"
-                             ) from error
+            raise InputError(f"{path}: it cannot be written ({first_line(error)}); is the disk full?") from error
 
 
 def pack(model: nn.Module, epoch: int, args: dict, **more) -> dict:
@@ -95,7 +100,7 @@ def load_parts(model: nn.Module, content: dict, path: str) -> None:
 
 
 def stored_args(content: dict) -> dict:
-    """The plain values in the `args` of a checkpoint by flag, a Namespace in the released one, a dict in ours.
+    """The plain values in the `args` of a checkpoint by flag; they are a Namespace in the released one, a dict in ours.
 
     What is no number, text, truth value, None or a list of them, such as a device, is left out.
     """
@@ -105,8 +110,9 @@ def stored_args(content: dict) -> dict:
     if not isinstance(args, dict):
         return {}
     plain = (bool, int, float, str, type(None))
-    return {name: value for name, value in args.items() if isinstance(value, plain) or (
-        isinstance(value, list | tuple) and all(isinstance(item, plain) for item in value))}
+    return {name: value for name, value in args.items() if isinstance(name, str) and (
+        isinstance(value, plain) or
+        (isinstance(value, list | tuple) and all(isinstance(item, plain) for item in value)))}
 
 
 def load_strictly(module: nn.Module, tensors: dict, source: str) -> None:
@@ -115,29 +121,47 @@ def load_strictly(module: nn.Module, tensors: dict, source: str) -> None:
     Swin's `relative_position_index`, which follows from the window size, may be absent.
 
     Raises:
-        InputError: a key is absent, unknown or of another shape; `source` says in the message what was being loaded.
+        InputError: a key is absent, unknown or of another shape, or an index has other values; `source` says in the
+            message what was being loaded.
     """
     expected = module.state_dict()
     derived = {key: value for key, value in expected.items()
                if key.endswith("relative_position_index") and key not in tensors}
     if derived:
-        log.info("%s: relative_position_index is absent in %s and was computed from the window size", source,
+        logger.info("%s: relative_position_index is absent in %s and was computed from the window size", source,
                  counted(len(derived), "block"))
         tensors = tensors | derived
-    unlike = [key for key in expected if key not in tensors or tensors[key].shape != expected[key].shape]
+    unlike = [key for key in expected if key not in tensors or not _same_form(tensors[key], expected[key])]
     unknown = [key for key in tensors if key not in expected]
     if unlike:
         key = unlike[0]
-        found = f"has shape {tuple(tensors[key].shape)}" if key in tensors else "is absent"
+        found = f"has shape {_form(tensors[key])}" if key in tensors else "is absent"
         raise InputError(f"{source} does not fit: {len(unlike)} of {len(expected)} tensors differ; {key} {found}, "
-                         f"expected {tuple(expected[key].shape)}")
+                         f"expected {_form(expected[key])}")
+    wrong = [key for key in expected if key.endswith("relative_position_index") and key not in derived
+             and not torch.equal(tensors[key], expected[key].to(tensors[key].dtype))]
+    if wrong:
+        raise InputError(f"{source} does not fit: {wrong[0]} does not have the values that follow from the window size")
     if unknown:
-        raise InputError(f"{source} does not fit: the model lacks {len(unknown)} of its tensors, {unknown[0]} first")
+        raise InputError(f"{source} does not fit: the model lacks {len(unknown)} of its tensors, "
+                         f"{printable(unknown[0])} first")
     module.load_state_dict(tensors)
 
 
+def _same_form(value: Any, expected: Tensor) -> bool:
+    """Whether `value` is a tensor of the expected shape and kind, floats or whole numbers."""
+    return (isinstance(value, Tensor) and value.shape == expected.shape
+            and value.is_floating_point() == expected.is_floating_point())
+
+
+def _form(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return f"of a {type(value).__name__}"
+    return f"{tuple(value.shape)}" + ("" if value.is_floating_point() else " of whole numbers")
+
+
 def load_matching(module: nn.Module, tensors: dict, source: str) -> None:
-    """Fill `module` with what fits and log how much was taken, resized and skipped.
+    """Fill `module` with the tensors that fit and log how many were loaded, resized and skipped.
 
     Relative position bias tables of another window size are resized bicubically.
 
@@ -146,20 +170,26 @@ def load_matching(module: nn.Module, tensors: dict, source: str) -> None:
     """
     expected = module.state_dict()
     weights = {name for name, _ in module.named_parameters()}
-    taken, resized = {}, {}
+    loaded, resized = {}, {}
     for key, tensor in tensors.items():
-        if key not in expected or not isinstance(tensor, Tensor):
+        if key not in expected:
             continue
-        if tensor.shape == expected[key].shape:
-            taken[key] = tensor
-        elif key.endswith("relative_position_bias_table") and tensor.shape[1:] == expected[key].shape[1:]:
+        if _same_form(tensor, expected[key]):
+            loaded[key] = tensor
+        elif key.endswith("relative_position_bias_table") and _is_bias_table(tensor, expected[key].shape[1]):
             resized[key] = resize_bias_table(tensor, len(expected[key]))
-    if not weights & (taken.keys() | resized.keys()):
+    if not weights & (loaded.keys() | resized.keys()):
         raise InputError(f"{source}: none of {len(tensors)} tensors fits the model; is it of another kind or size?")
-    module.load_state_dict(taken | resized, strict=False)
-    untouched = len(weights - taken.keys() - resized.keys())
-    log.info("%s: %d tensors taken, %d resized, %d skipped; %d of the model keep their start values", source,
-             len(taken), len(resized), len(tensors) - len(taken) - len(resized), untouched)
+    module.load_state_dict(loaded | resized, strict=False)
+    initial = len(weights - loaded.keys() - resized.keys())
+    logger.info("%s: %d tensors loaded, %d resized, %d skipped; %d of the model keep their initial values", source,
+             len(loaded), len(resized), len(tensors) - len(loaded) - len(resized), initial)
+
+
+def _is_bias_table(tensor: Tensor, heads: int) -> bool:
+    """Whether the shape is ((2w−1)², heads) for some window size w."""
+    return (tensor.is_floating_point() and tensor.ndim == 2 and tensor.shape[1] == heads
+            and len(tensor) > 0 and math.isqrt(len(tensor)) ** 2 == len(tensor))
 
 
 def resize_bias_table(table: Tensor, rows: int) -> Tensor:
@@ -196,18 +226,18 @@ def load_lavt_one(model: nn.Module, path: str, with_head: bool) -> None:
 
 
 def load_fuser(fuser: nn.Module, path: str) -> None:
-    """Fill the fuser from a bare state dict or from the `prefusion_model` of a checkpoint.
+    """Fill the fuser from a state dict, or from the `prefusion_model` of a checkpoint.
 
     Raises:
         UsageError, InputError: as `read`; also when the file's fuser is not of this width.
     """
     content = read(path)
-    tensors = content.get("prefusion_model", content)
+    tensors = content if content.get("prefusion_model") is None else content["prefusion_model"]
     load_strictly(fuser, tensors, f"the fuser in {path}")
-    log.info("%s → fuser: %d tensors taken, 0 resized, 0 skipped", path, len(tensors))
+    logger.info("%s → fuser: %d tensors loaded, 0 resized, 0 skipped", path, len(tensors))
 
 
 def _part(content: dict, key: str, path: str) -> dict:
     if not isinstance(content.get(key), dict):
-        raise InputError(f"{path} has no {key!r} entry; its keys are {', '.join(map(str, list(content)[:5]))}")
+        raise InputError(f"{path} has no {key!r} entry; its keys are {', '.join(map(printable, list(content)[:5]))}")
     return content[key]

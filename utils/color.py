@@ -1,4 +1,4 @@
-"""Standardised images and their luma: the arithmetic that fuser, losses, data and pictures share."""
+"""Standardising images and their luma: arithmetic that fuser, losses, data and pictures share."""
 import functools
 
 import torch
@@ -10,7 +10,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 @functools.cache
 @torch.inference_mode(False)
 def _statistics(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """Mean and deviation, (2, 3, 1, 1); copied to a device once, since it is waited for."""
+    """Mean and standard deviation, (2, 3, 1, 1); copied to a device only once, since the copy waits for the device."""
     return torch.tensor([IMAGENET_MEAN, IMAGENET_STD], dtype=dtype).view(2, 3, 1, 1).to(device)
 
 

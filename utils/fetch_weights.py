@@ -2,11 +2,12 @@
 
     python utils/fetch_weights.py --what mm-ris ris-fusion bert
 
-A download that broke off goes on where it stopped when the command is given again; a file that is there already is
-compared with the hub's checksum and left alone.
+An interrupted download resumes where it stopped when the command is given again; a file that exists already is
+compared with the hub's checksum and left as it is.
 """
 import fnmatch
 import hashlib
+import io
 import os
 import sys
 from typing import NamedTuple
@@ -17,7 +18,7 @@ if __package__ in (None, ""):  # started as a script: its folder, not the projec
 from utils.errors import InputError, UsageError, run
 from utils.flags import ArgumentParser, make_folder
 from utils.progress import bar_style
-from utils.text import counted, first_line
+from utils.text import counted, first_line, printable
 
 BLOCK = 2**22  # bytes hashed at a time
 
@@ -46,8 +47,8 @@ class Remote(NamedTuple):
 
     name: str  # within the repository
     size: int  # bytes
-    sha256: str | None  # of its content, which the hub knows of large files
-    blob: str  # git's name for its content, which the hub knows of all others
+    sha256: str | None  # of its content; the hub lists it for large files
+    blob: str  # git's hash of its content; the hub lists it for all others
 
 
 def list_files(source: Source) -> tuple[str, list[Remote]]:
@@ -75,12 +76,12 @@ def choose(source: Source, files: list[Remote], patterns: list[str]) -> dict[str
     chosen = [file for file in files if fits(file.name, source.wanted) and fits(file.name, patterns or ["*"])]
     if source.single and len(chosen) > 1:
         chosen = [file for file in chosen if os.path.basename(file.name) == source.single] or chosen
-    there = ", ".join(file.name for file in files) or "nothing"
+    listed = printable(", ".join(file.name for file in files) or "nothing", 2000)
     if not chosen:
-        raise InputError(f"{source.repo} has no file like {' '.join(patterns or source.wanted)}; it has {there}")
+        raise InputError(f"{source.repo} has no file like {' '.join(patterns or source.wanted)}; it has {listed}")
     if source.single:
         if len(chosen) > 1:
-            raise InputError(f"{source.repo} has several files that may be meant; choose one with --only: {there}")
+            raise InputError(f"{source.repo} has several files that may be meant; choose one with --only: {listed}")
         return {source.single: chosen[0]}
     names = [os.path.basename(file.name) for file in chosen]
     if len(set(names)) < len(names):  # the same name in two folders of the repository
@@ -95,11 +96,11 @@ def fits(name: str, patterns) -> bool:
 def fetch(source: Source, revision: str, file: Remote, path: str) -> str:
     """Make `path` the hub's `file`, unless it is already; return its SHA-256.
 
-    What has come so far is in `path`.part. From huggingface_hub 1.31 on, if not earlier, the library's own download
-    begins anew in each process, which for gigabytes is too often; `http_get`, on which it stands, goes on.
+    What has been downloaded so far is in `path`.part. From huggingface_hub 1.31 on, if not earlier, the library's own
+    download starts anew in each process, which for gigabytes is too often; `http_get`, on which it is built, resumes.
 
     Raises:
-        InputError: the download broke off, or what came is not what the hub lists; or the file cannot be written.
+        InputError: the download broke off, or is not what the hub lists; or a file cannot be read or written.
     """
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
@@ -110,42 +111,79 @@ def fetch(source: Source, revision: str, file: Remote, path: str) -> str:
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs | bar_style())
 
-    if os.path.isfile(path):
+    if os.path.lexists(path):
         digest = verified(path, file)
         if digest:
             return digest
         raise InputError(f"{path} is there, but is not the hub's {file.name}; move it away and run this again")
     part = f"{path}.part"
     try:
-        with open(part, "ab") as target:
+        with Part(part) as target:
             if target.tell() > file.size:
                 target.truncate(0)
+                target.seek(0)
             http_get(hf_hub_url(source.repo, file.name, repo_type=source.kind, revision=revision), target,
                      resume_size=target.tell(), headers=build_hf_headers(), expected_size=file.size,
                      displayed_filename=os.path.basename(path), tqdm_class=Bar)
-        digest = verified(part, file)
+    except InputError:
+        raise
+    except Exception as error:  # see list_files
+        size = os.path.getsize(part) if os.path.exists(part) else 0
+        raise InputError(f"{path}: {size} of {file.size} bytes are here, then: {by_hand(source, error)} "
+                         "The same command resumes from there.") from error
+    digest = verified(part, file)
+    try:
         if digest:
             os.replace(part, path)
             return digest
         os.remove(part)
-    except Exception as error:  # see list_files
-        if isinstance(error, OSError) and error.errno:
+    except OSError as error:
+        raise InputError(f"{path}: it cannot be written ({error.strerror})") from error
+    raise InputError(f"{path}: the download does not have the hub's checksum and was removed; run this again")
+
+
+class Part(io.FileIO):
+    """What has been downloaded of a file, to be continued.
+
+    Raises:
+        InputError: from the start or a write: the file is a symbolic link, or cannot be written.
+    """
+
+    def __init__(self, path: str):
+        if os.path.islink(path):
+            raise InputError(f"{path} is a symbolic link, which is not followed; remove it")
+        try:
+            super().__init__(path, "ab", opener=lambda name, flags: os.open(
+                name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666))
+        except OSError as error:
             raise InputError(f"{path}: it cannot be written ({error.strerror})") from error
-        came = os.path.getsize(part) if os.path.exists(part) else 0
-        raise InputError(f"{path}: {came} of {file.size} bytes have come, then: {by_hand(source, error)} "
-                         "The same command goes on from there.") from error
-    raise InputError(f"{path}: what came does not have the hub's checksum and was removed; run this again")
+
+    def write(self, data) -> int:
+        rest = memoryview(data)
+        try:
+            while rest:  # the system may write less than it is given
+                rest = rest[super().write(rest):]
+        except OSError as error:
+            raise InputError(f"{self.name}: it cannot be written ({error.strerror})") from error
+        return len(data)
 
 
 def verified(path: str, file: Remote) -> str | None:
-    """The SHA-256 of the file at `path`, if its content is that of `file`; else None."""
-    if os.path.getsize(path) != file.size:
-        return None
+    """The SHA-256 of the file at `path`, if its content is that of `file`; else None.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     digest, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % file.size)
-    with open(path, "rb") as content:
-        while block := content.read(BLOCK):
-            digest.update(block)
-            blob.update(block)
+    try:
+        if not os.path.isfile(path) or os.path.getsize(path) != file.size:
+            return None
+        with open(path, "rb") as content:
+            while block := content.read(BLOCK):
+                digest.update(block)
+                blob.update(block)
+    except OSError as error:
+        raise InputError(f"{path}: it cannot be read ({error.strerror})") from error
     found = digest.hexdigest()
     same = found == file.sha256 if file.sha256 else blob.hexdigest() == file.blob
     return found if same else None

@@ -37,7 +37,7 @@ def replacing(path: str, durable: bool = True):
     folder = os.path.dirname(os.path.abspath(path))
     temporary = None
     try:
-        _remove_leftovers(folder)
+        remove_leftovers(folder)
         temporary = _new_file(folder)
         yield temporary
         if durable:
@@ -60,20 +60,20 @@ def replacing(path: str, durable: bool = True):
 
 def _new_file(folder: str) -> str:
     """Create an empty file that did not exist, readable by whom the umask allows."""
-    path = os.path.join(folder, f".writing-{_machine()}-{os.getpid()}-{secrets.token_hex(8)}.tmp")
+    path = os.path.join(folder, f".writing-{machine_name()}-{os.getpid()}-{secrets.token_hex(8)}.tmp")
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     return path
 
 
 @functools.cache  # once for each folder
-def _remove_leftovers(folder: str) -> None:
+def remove_leftovers(folder: str) -> None:
     """Remove temporary files of `replacing` whose process is dead, or which are older than a day."""
     for name in os.listdir(folder):
         if not (match := re.fullmatch(LEFTOVER, name)):
             continue
         path = os.path.join(folder, name)
         with contextlib.suppress(OSError):  # another process may have removed it
-            here = match["machine"] == _machine()
+            here = match["machine"] == machine_name()
             old = time.time() - os.lstat(path).st_mtime > 24 * 60 * 60
             if old or here and not _is_running(int(match["process"])):
                 os.remove(path)
@@ -93,7 +93,7 @@ def _is_running(process: int) -> bool:
 
 
 @functools.cache
-def _machine() -> str:
+def machine_name() -> str:
     """A short name for this machine or container, since process numbers mean nothing on another."""
     name = socket.gethostname()
     with contextlib.suppress(OSError):  # only Linux has it

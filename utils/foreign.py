@@ -1,4 +1,4 @@
-"""Checkpoints that other programs or devices wrote: which Python objects in them are read, and their keys made ours."""
+"""Checkpoints that other programs or devices wrote: which Python objects are read, and how keys become ours."""
 import argparse
 import contextlib
 import logging
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, _weights_only_unpickler
 
 from .errors import InputError
-from .text import counted
+from .text import counted, printable
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 WEIGHTS = ("model", "prefusion_model", "bert_model")  # entries of a file that hold state dicts
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # DDP, torch.compile, FSDP
@@ -25,10 +25,10 @@ _one_at_a_time = threading.Lock()  # PyTorch's lists of admitted names are globa
 
 
 def normalise(content: dict, path: str) -> dict:
-    """Give a file's state dicts the keys that our networks have, in float32; each kind of change is logged once.
+    """Convert a file's state dicts to the keys of our networks and to float32; each kind of change is logged once.
 
     Prefixes of wrapped modules (DDP, torch.compile, FSDP) are removed anywhere in a key. BERT's pooler and
-    position ids, which RIS-FUSION does not use, are left aside. Tensors of other floating-point types become float32.
+    position ids, which RIS-FUSION does not use, are dropped. Tensors of other floating-point types become float32.
 
     Args:
         content: what the file holds. Its state dicts are the entries named in `WEIGHTS`; if it holds tensors itself,
@@ -63,8 +63,8 @@ class _Changes:
                 self.unused.append(name)
                 continue
             if name in result:
-                raise InputError(f"{path}: {name!r} is there twice, with the prefix of a wrapped module and without; "
-                                 "save one of the two alone")
+                raise InputError(f"{path}: '{printable(name)}' occurs twice, with the prefix of a wrapped module and "
+                                 "without; save one of the two alone")
             result[name] = self._in_float32(value) if isinstance(value, Tensor) else value
         return result
 
@@ -84,12 +84,12 @@ class _Changes:
 
     def report(self, path: str) -> None:
         if self.prefixes:
-            log.info("%s: prefixes of wrapped modules taken off the names of %s: %s", path,
+            logger.info("%s: prefixes of wrapped modules removed from the names of %s: %s", path,
                      counted(self.unprefixed, "tensor"), ", ".join(f"`{word}.`" for word in sorted(self.prefixes)))
         if self.unused:
-            log.info("%s: tensors of BERT that are not used here, left aside: %s", path, ", ".join(self.unused))
+            logger.info("%s: unused tensors of BERT dropped: %s", path, printable(", ".join(self.unused)))
         if self.types:
-            log.info("%s: %s of type %s converted to float32, in which the networks compute", path,
+            logger.info("%s: %s of type %s converted to float32, in which the networks compute", path,
                      counted(self.converted, "tensor"), " and ".join(sorted(self.types)))
 
 
@@ -118,8 +118,8 @@ def _device(*words):
 def _npu_tensor(storage, offset, size, stride, _requires_grad, _hooks, layout) -> Tensor:
     """Takes the arguments of torch_npu's function `_rebuild_npu_tensor`; the tensor is on the CPU."""
     if not isinstance(layout, int) or layout not in PLAIN_NPU_FORMATS:
-        raise InputError(f"holds tensors in a layout that only an Ascend NPU can read (format {layout}); save it again "
-                         "on the NPU machine, with every tensor moved by `.cpu()`")
+        raise InputError(f"holds tensors in a layout that only an Ascend NPU can read (format {printable(layout)}); "
+                         "save it again on the NPU machine, with every tensor moved by `.cpu()`")
     return torch.empty(0, dtype=storage.dtype).set_(storage, offset, size, stride)
 
 
@@ -132,7 +132,7 @@ def _windows_path(*parts) -> str:
 
 
 class _NumPyType:
-    """Replaces `numpy.dtype`, whose unpickling also accepts objects and structures."""
+    """Stands in for `numpy.dtype`, whose unpickling also accepts objects and structures."""
 
     def __init__(self, code: str, *_):
         self.code, self.order = code, "="
@@ -144,8 +144,8 @@ class _NumPyType:
 def _numpy_scalar(kind: _NumPyType, data: bytes):
     """The Python value of a NumPy number, bool, str or bytes."""
     if not re.fullmatch(r"[<>|=][biufcUS]\d{1,6}", kind.order + kind.code):
-        raise InputError(f"holds a NumPy value of type {kind.code!r}, which is neither number nor text; save it again "
-                         "with plain Python values")
+        raise InputError(f"holds a NumPy value of type '{printable(kind.code)}', which is neither number nor text; "
+                         "save it again with plain Python values")
     return np.frombuffer(data, kind.order + kind.code).item()
 
 

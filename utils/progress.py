@@ -1,13 +1,13 @@
-"""Progress bars: drawn in a terminal; in a log, where carriage returns only fill it, a line a minute."""
+"""Progress bars: drawn in a terminal; one line a minute where standard output is a file or a pipe."""
 import sys
 
 from tqdm import tqdm
 
-EVERY = 60  # seconds between two lines in a log; what is done sooner leaves none
+EVERY = 60  # seconds between two lines; what finishes sooner prints none
 
 
 class _Lines:
-    """A file for tqdm, which makes a line of each state of a bar."""
+    """A file for tqdm that writes each state of a bar as a line of its own, without carriage returns."""
 
     def __init__(self, file):
         self._file = file
@@ -21,7 +21,7 @@ class _Lines:
 
 
 def bar_style() -> dict:
-    """What to tell tqdm about standard output."""
+    """The options with which tqdm writes to standard output."""
     if sys.stdout.isatty():
         return {"file": sys.stdout, "dynamic_ncols": True}
     return {"file": _Lines(sys.stdout), "ncols": 0, "mininterval": EVERY, "maxinterval": EVERY, "delay": EVERY}
@@ -33,6 +33,6 @@ def progress_bar(*args, **options) -> tqdm:
 
 
 def say(line: str) -> None:
-    """Print a line beside the bars."""
+    """Print a line without disturbing the bars."""
     tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()  # a pipe would keep it
+    sys.stdout.flush()  # a pipe is buffered

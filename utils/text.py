@@ -24,10 +24,18 @@ def printable(text: object, longest: int = LONGEST) -> str:
     Returns:
         The text with what is not printable (control characters, lone surrogates) escaped, as in `\x1b`.
     """
-    text = str(text)
+    try:
+        text = str(text)
+    except ValueError:  # an int of more than 4300 digits
+        text = f"a very large {type(text).__name__}"
     cut = text[:longest] + "…" * (len(text) > longest)
     return "".join(character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
                    for character in cut)
+
+
+def printable_value(value: object) -> str:
+    """A value as in Python code, text in quotes, and as `printable`."""
+    return f"'{printable(value)}'" if isinstance(value, str) else printable(value)
 
 
 def printable_lines(text: str) -> str:

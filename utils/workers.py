@@ -15,6 +15,6 @@ def end_workers() -> None:
 
 
 def leave_signals_to_the_parent(_worker: int = 0) -> None:
-    """For a DataLoader's workers: a scheduler signals them too, but they must serve until the step is done."""
+    """Ignore signals in a DataLoader's worker: a scheduler signals it too, but its data are needed to end the step."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,6 @@
 """A model prepared for evaluation alone: constants are computed once, layers are replaced by faster ones."""
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,25 +43,29 @@ def prepare_for_inference(model: RISFusion, device: torch.device, amp_dtype: tor
         if amp_dtype is None and not compiled:
             use_winograd(model, winograd_from)
     nhwc = has_onednn(device) or amp_dtype is not None
-    return model.to(device, memory_format=torch.channels_last if nhwc else torch.contiguous_format)
+    return model.to(device).to(memory_format=torch.channels_last if nhwc else torch.contiguous_format)
 
 
 def fold_batch_norm(model: nn.Module) -> None:
     """Put each batch norm, with its running statistics, into the convolution before it."""
     for module in model.modules():
         if isinstance(module, DoubleConv):
-            layers, pairs = module.block, [("0", "1"), ("3", "4")]
+            _fold(module.block, ("0", "1"), ("3", "4"))
         elif isinstance(module, Decoder):
-            layers, pairs = module, [(f"conv{i}_{k}", f"bn{i}_{k}") for k in (4, 3, 2) for i in (1, 2)]
-        else:
-            continue
-        for conv, norm in pairs:
-            setattr(layers, conv, fuse_conv_bn_eval(getattr(layers, conv), getattr(layers, norm)))
-            setattr(layers, norm, nn.Identity())
+            _fold(module, *((f"conv{i}_{k}", f"bn{i}_{k}") for k in (4, 3, 2) for i in (1, 2)))
+
+
+def _fold(layers: nn.Module, *pairs: tuple[str, str]) -> None:
+    """Fold in `layers` each batch norm into its convolution; `pairs` has the names of the convolution and the norm."""
+    for conv, norm in pairs:
+        setattr(layers, conv, fuse_conv_bn_eval(getattr(layers, conv), getattr(layers, norm)))
+        setattr(layers, norm, nn.Identity())
 
 
 class BiasKeepingBlock(SwinBlock):
     """A Swin block that computes `score_bias` once for each size of map. Needs an attribute `biases`, a dict."""
+
+    biases: dict[tuple[int, int], Tensor]
 
     def score_bias(self, height: int, width: int) -> Tensor:
         """As of SwinBlock."""
@@ -74,7 +80,9 @@ def keep_score_biases(model: nn.Module) -> None:
     """Let each Swin block keep its `score_bias`."""
     for module in model.modules():
         if isinstance(module, SwinBlock):
-            module.__class__, module.biases = BiasKeepingBlock, {}
+            module.__class__ = BiasKeepingBlock
+            assert isinstance(module, BiasKeepingBlock)
+            module.biases = {}
 
 
 class PointwiseLinear(nn.Module):
@@ -111,7 +119,7 @@ def use_winograd(model: nn.Module, at_least: int = WIDE) -> None:
              and layer.in_channels * layer.out_channels >= at_least)
 
 
-def _replace(module: nn.Module, kind: type[nn.Module], which) -> None:
+def _replace(module: nn.Module, kind: type[nn.Module], which: Callable[[nn.Module], bool]) -> None:
     """Make a `kind` of each layer below `module` for which `which` is true."""
     for name, child in module.named_children():
         if which(child):

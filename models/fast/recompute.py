@@ -5,9 +5,11 @@ copies of the model have it too.
 """
 import contextlib
 import functools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from ..fuser import DoubleConv, Down, Up
@@ -49,9 +51,11 @@ def checkpoint_activations(model: nn.Module) -> None:
 
 def _install(module: nn.Module, kept: dict[type, list], at_least: int) -> None:
     """Switch the outermost modules of the kinds in `kept` to recomputation that keeps the results of its operations."""
-    if type(module) in kept:
-        module.kept_operations, module.recompute_at_least = kept[type(module)], at_least
-        module.__class__ = _recomputed(type(module))
+    kind: type = type(module)
+    if kind in kept:
+        module.__class__ = _recomputed(kind)
+        assert isinstance(module, Recomputed)
+        module.kept_operations, module.recompute_at_least = kept[kind], at_least
     else:
         for child in module.children():
             _install(child, kept, at_least)
@@ -68,14 +72,17 @@ class Recomputed(nn.Module):
     The results are those of the plain module: dropout draws the same again, and running statistics are updated once.
     """
 
-    def forward(self, *inputs):
+    kept_operations: list  # whose results are kept; the inputs alone if there are none
+    recompute_at_least: int  # bytes of the first input; with a smaller one everything is kept
+
+    def forward(self, *inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
         """As of the plain module."""
         first = inputs[0][0] if isinstance(inputs[0], tuple) else inputs[0]
         if torch.compiler.is_compiling() or not torch.is_grad_enabled() or first.nbytes < self.recompute_at_least:
             return super().forward(*inputs)
         return checkpoint(super().forward, *inputs, use_reentrant=False, context_fn=self._contexts)
 
-    def _contexts(self):
+    def _contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
         """For the first and for the second computation."""
         if not self.kept_operations:
             return contextlib.nullcontext(), _frozen_statistics(self)
@@ -84,22 +91,22 @@ class Recomputed(nn.Module):
 
 
 @contextlib.contextmanager
-def _both(one, other):
+def _both(one: AbstractContextManager, other: AbstractContextManager) -> Iterator[None]:
     with one, other:
         yield
 
 
 @contextlib.contextmanager
-def _frozen_statistics(module: nn.Module):
+def _frozen_statistics(module: nn.Module) -> Iterator[None]:
     """A context in which batch norm in training mode does not update its running statistics."""
-    norms = [part for part in module.modules()
-             if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training]
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
+    norms = [(part, part.momentum, batches, batches.clone()) for part in module.modules()
+             if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training
+             and (batches := part.num_batches_tracked) is not None]
+    for norm, *_ in norms:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, (momentum, batches) in zip(norms, before, strict=True):
+        for norm, momentum, batches, before in norms:
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(batches)  # checkpoint() may have stopped before this layer's update
+            batches.copy_(before)  # checkpoint() may have stopped before this layer's update

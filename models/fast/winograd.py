@@ -23,6 +23,9 @@ class WinogradConv(nn.Module):
         conv: a 3×3 convolution with stride 1, padding 1 and one group.
     """
 
+    patch: Tensor  # (36, 36), both directions in one
+    back: Tensor   # (16, 36)
+
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
         weight, transform = conv.weight.detach().double(), KERNEL.double().to(conv.weight.device)
@@ -30,8 +33,8 @@ class WinogradConv(nn.Module):
         self.weight = nn.Parameter(weight.contiguous(), requires_grad=False)  # (36, in, out)
         bias = weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
         self.bias = nn.Parameter(bias, requires_grad=False)
-        self.register_buffer("patch", torch.kron(PATCH, PATCH))  # (36, 36), both directions in one
-        self.register_buffer("back", torch.kron(BACK, BACK))     # (16, 36)
+        self.register_buffer("patch", torch.kron(PATCH, PATCH))
+        self.register_buffer("back", torch.kron(BACK, BACK))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) to (B, out, H, W), stored as NHWC."""

@@ -1,0 +1,83 @@
+"""What a run says of its results: the best checkpoint, objects that are small or not found, files not written."""
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import epochs_of, train
+from rows import npy
+
+import trainer
+from training import run_record
+from utils import checkpoint
+from utils.errors import InputError
+
+
+def validating(results: list[tuple[float, float]], predicted: int = 0):
+    """In place of `engine.evaluate`: in each epoch the next (overall IoU, validation loss)."""
+    def evaluate(*_args, **_options):
+        iou, loss = results.pop(0)
+        counts = torch.tensor([[round(iou), 100, predicted, 50, 64 * 64]])
+        return {"mIoU": iou, "oIoU": iou, "val_seg": loss, "val_total": loss}, counts
+    return evaluate
+
+
+def test_of_models_that_find_nothing_the_one_with_the_lowest_loss_is_kept(scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "evaluate", validating([(0.3, 3.0), (0.0, 2.0), (0.0, 2.5)]))
+    result = train(scenes, tmp_path, "--epochs", 3, "--eval_vis_dir", "")
+    assert checkpoint.read(str(tmp_path / "model_best_lavt.pth"))["epoch"] == 1
+    assert "overall IoU is below 1 %; model_best_lavt.pth now holds epoch 1" in result.stdout
+    assert "best overall IoU 0.00, of epoch 1" in result.stdout.splitlines()[-1]
+    assert result.stdout.count("WARNING: the model predicts no object at all on the validation set") == 3
+    assert "seg_loss bce_area or dice" in result.stdout
+
+
+def test_small_objects_are_named_before_the_first_epoch(scenes, tmp_path):
+    rows = pq.read_table(scenes / "mm_ris_val.parquet").to_pylist()
+    for row in rows:
+        mask = np.zeros((64, 64), np.uint8)
+        mask[20:24, 30:35] = 1
+        row["segmentation"] = npy(mask)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "small.parquet")
+    result = train(scenes, tmp_path / "out", "--val_parquet", tmp_path / "small.parquet", "--epochs", 1,
+                   "--eval_vis_dir", "")
+    before, _ = result.stdout.split("epoch 0:")
+    assert "covers 0.49 % of the picture, 20 pixels at img_size 64; set seg_loss to bce_area or dice" in before
+    assert "the first 6 validation samples" in before and "or set img_size to 256, where it has 320" in before
+
+
+def test_an_epoch_without_any_finite_loss_is_said_and_survived(scenes, tmp_path):
+    result = train(scenes, tmp_path, "--lr_seg", 1e30, "--max_bad_steps", 50, "--eval_vis_dir", "")
+    assert "epoch 1: no step with a finite loss" in result.stdout and "could not be written" not in result.stdout
+    first, second = epochs_of(tmp_path)
+    assert (first["skipped_steps"], second["skipped_steps"], second["total"]) == (3, 4, None)
+    for line in (tmp_path / "log.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+@pytest.mark.parametrize("name", ["model_best_lavt.pth", "log.jsonl"])
+def test_a_run_whose_files_cannot_be_written_fails_and_names_none_that_is_absent(name, scenes, tmp_path, monkeypatch):
+    write = run_record.replacing
+
+    def full(path: str):
+        if path.endswith(name):
+            raise InputError(f"{path}: it cannot be written (No space left on device)")
+        return write(path)
+
+    monkeypatch.setattr(run_record, "replacing", full)
+    monkeypatch.setattr(checkpoint, "replacing", full)
+    result = train(scenes, tmp_path, "--epochs", 1, "--eval_vis_dir", "", ok=False)
+    assert result.returncode == 1
+    assert f"these files could not be written, see the warnings above: {name}" in result.stderr
+    assert f"WARNING: {name} could not be written, training goes on:" in result.stdout
+    assert ("in " + str(tmp_path / "model_best_lavt.pth") in result.stdout) == (name == "log.jsonl")
+
+
+def test_the_last_line_names_the_epoch_of_the_best_checkpoint(trained):
+    scores = [epoch["oIoU"] for epoch in epochs_of(trained)]
+    best = scores.index(max(scores))
+    assert (trained / "stdout.txt").read_text().splitlines()[-1] == (
+        f"2 of 2 epochs done; best overall IoU {scores[best]:.2f}, of epoch {best}, in "
+        f"{trained / 'model_best_lavt.pth'}")
