@@ -184,7 +184,8 @@ def names_of(pairs, tmp_path):
     (["set00/visible/I1.jpg", "set01/visible/I1.jpg"], ["set00/lwir/I1.jpg", "set01/lwir/I1.jpg"]),
     (["Street.PNG"], ["street.png"]), (["7.ppm"], ["7.pgm"]), (["7.tif"], ["7.npy"]),
     (["Cafe\N{COMBINING ACUTE ACCENT}.png"], ["Caf\N{LATIN SMALL LETTER E WITH ACUTE}.png"]),
-    (["StreetView_RGB.png"], ["streetview_ir.png"]),
+    (["StreetView_RGB.png"], ["streetview_ir.png"]), (["rgb.png"], ["thermal.png"]),
+    (["scene1/rgb.png", "scene2/rgb.png"], ["scene1/ir.png", "scene2/ir.png"]),
     (["A.png", "a.png"], ["A.png", "a.png"])])
 def test_folders_are_paired_as_data_sets_name_them(tmp_path, visible, infrared):
     pairs, alone = pair_files(*folders(tmp_path, visible, infrared))
@@ -194,7 +195,9 @@ def test_folders_are_paired_as_data_sets_name_them(tmp_path, visible, infrared):
 @pytest.mark.parametrize("visible, infrared, paired", [
     (["a.png"], ["b.png"], []), (["cat1.png"], ["dog1.png"], []), (["1_rgb.png", "2_rgb.png"], ["3_ir.png"], []),
     (["12_3.png", "9.png"], ["1_23.png", "9.png"], [("9.png", "9.png")]),
-    (["x/1.png", "9.png"], ["y/1.png", "9.png"], [("9.png", "9.png")])])
+    (["x/1.png", "9.png"], ["y/1.png", "9.png"], [("9.png", "9.png")]),
+    (["2023_1.png", "2023_2.png"], ["2024_1.png", "2024_2.png"], []),
+    (["day_1.png", "day_2.png"], ["day_1_t.png", "night_2_t.png"], [("day_1.png", "day_1_t.png")])])
 def test_names_of_other_things_are_not_paired(tmp_path, visible, infrared, paired):
     paths = folders(tmp_path, visible, infrared)
     if not paired:
@@ -237,8 +240,10 @@ def test_the_infrared_folder_may_lie_within_the_visible_one(tmp_path):
 
 def test_pipes_are_left_out(tmp_path):
     paths = folders(tmp_path, ["1.png"], ["1.png"])
-    os.mkfifo(os.path.join(paths[0], "2.png"))
-    assert len(pair_files(*paths)[0]) == 1
+    for path in paths:
+        os.mkfifo(os.path.join(path, "2.png"))
+    pairs, alone = pair_files(*paths)
+    assert len(pairs) == 1 and not alone
 
 
 def test_masks_are_matched_by_the_same_rules():
