@@ -415,6 +415,15 @@ def test_a_bad_picture_is_named(content, message, ask, pictures, tmp_path):
     assert not written(tmp_path / "out")
 
 
+def test_a_doubtful_pair_is_pointed_out_and_a_file_of_four_channels_is_split(ask, pictures, tmp_path):
+    scene = pictures.folder / "visible" / "scene.png"
+    assert "are the same picture" in ask(scene, scene).said
+    Image.fromarray(np.dstack([pictures.visible, pictures.infrared])).save(tmp_path / "rgbt.png")
+    said = ask(tmp_path / "rgbt.png", tmp_path / "rgbt.png").said
+    assert "the infrared image its fourth" in said and "are the same picture" not in said
+    assert "in false colours" in ask(pictures.folder / "infrared" / "scene.png", scene).said
+
+
 def test_two_files_of_one_name_are_not_guessed_between(ask, pictures, tmp_path):
     for name in ("a.png", "a.bmp"):
         Image.fromarray(pictures.visible).save(tmp_path / name)
