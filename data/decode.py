@@ -198,9 +198,12 @@ def to_uint8(pixels: np.ndarray) -> np.ndarray:
     """
     if not np.isfinite(pixels).all():
         raise ValueError("some of its pixels are infinite or NaN")
-    pixels = pixels.astype(np.float64)
     low, high = pixels.min(), pixels.max()
-    fractions = (pixels % 1).any()
+    whole = pixels.dtype.kind in "bui"
+    if whole and low >= 0 and high <= 255:
+        return pixels.astype(np.uint8)
+    pixels = pixels.astype(np.float64)
+    fractions = not whole and (pixels % 1).any()
     if fractions and low >= 0 and high <= 1:
         pixels = pixels * 255
     elif fractions or low < 0 or high > 255:

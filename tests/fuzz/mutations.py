@@ -148,8 +148,10 @@ def _(value: bytes, rng: random.Random) -> bytes:
     return before + here + after
 
 
-def smaller(value: Any) -> Iterator[Any]:
-    """Simpler forms of `value`, those that leave out most first."""
+def smaller(value: Any, depth: int = 20) -> Iterator[Any]:
+    """Simpler forms of `value`, those that leave out most first; not of what is nested deeper than `depth`."""
+    if not depth:
+        return
     if isinstance(value, str | bytes | list | tuple):
         size = len(value)
         while size:
@@ -158,7 +160,7 @@ def smaller(value: Any) -> Iterator[Any]:
             size //= 2
     if isinstance(value, list | tuple):
         for place, item in enumerate(value):
-            for form in smaller(item):
+            for form in smaller(item, depth - 1):
                 yield type(value)([*value[:place], form, *value[place + 1:]])
     if isinstance(value, dict):
         keys, size = list(value), len(value)
@@ -167,5 +169,5 @@ def smaller(value: Any) -> Iterator[Any]:
                 yield {key: value[key] for key in keys[:start] + keys[start + size:]}
             size //= 2
         for key, item in value.items():
-            for form in smaller(item):
+            for form in smaller(item, depth - 1):
                 yield {**value, key: form}

@@ -10,7 +10,8 @@ from utils.errors import InputError
 
 DECODING = (InputError, ValueError)
 TARGETS = {target.name: target for target in (
-    Target("image", pictures.image_seeds, pictures.mutate_image, pictures.prepare_image, 1500, allowed=DECODING),
+    Target("image", pictures.image_seeds, pictures.mutate_image, pictures.prepare_image, 1500, seconds=30,
+           allowed=DECODING),
     Target("mask", pictures.mask_seeds, pictures.mutate_mask, pictures.prepare_mask, 2500, allowed=DECODING),
     Target("table", sets.table_seeds, sets.mutate_table, sets.prepare_table, 200),
     Target("rows", sets.row_seeds, sets.mutate_rows, sets.prepare_rows, 100),

@@ -39,7 +39,6 @@ def edited(_rng, value):
 
 
 def write(path, text: str = "") -> None:
-    path.parent.mkdir(exist_ok=True)
     path.write_text(text)
 
 
@@ -72,7 +71,7 @@ def say(text: str, stream: int = 2):
     (lambda folder: write(folder / "out/x.json", "{}"), "done"),
 ])
 def test_the_sandbox_sees(call, kind):
-    assert kind_of(call, seconds=2).startswith(kind)
+    assert kind_of(call, seconds=2 if kind == "hang" else 20).startswith(kind)
 
 
 def raise_(error: Exception) -> None:
@@ -88,18 +87,15 @@ def test_inputs_after_a_crash_are_tried_too():
 
 
 def test_a_failing_input_is_made_small():
-    target = Target("a call", list, edited, lambda value, folder: [lambda: value["a"].index(b"x") and {}["x"]], 1,
-                    allowed=(ValueError, KeyError))
-    target = target._replace(allowed=(ValueError,))
+    target = Target("a call", list, edited, lambda value, folder: [lambda: b"x" in value.get("a", ()) and 1 / 0], 1)
     value = {"a": [b"1", b"2", b"x", b"3"] * 5, "b": {"c": "d"}}
     outcome, = outcomes(target, lambda number: value, [0])
     small = shrink(target, value, outcome.kind)
-    assert small["a"][-1] == b"x" and len(small["a"]) == 2
-    assert "b" not in small
+    assert small == {"a": [b"x"]}
 
 
 def test_the_same_seed_gives_the_same_inputs():
-    target = TARGETS["mask"]
+    target = TARGETS["image"]
     seeds = target.seeds()
     first, again, other = ([make_input(target, seeds, seed, number) for number in range(50)] for seed in (1, 1, 2))
-    assert repr(first) == repr(again) != repr(other)
+    assert first == again != other
