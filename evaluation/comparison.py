@@ -1,6 +1,5 @@
 """Two evaluations of the same samples: reading what `test.py` wrote, and intervals of their differences."""
 import json
-import math
 import os
 import re
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from utils.errors import InputError, UsageError
+from utils.numeric import is_finite
 from utils.spreadsheet import from_cell
 from utils.text import counted, first_line, printable
 
@@ -78,18 +78,11 @@ def _check_numbers(values: dict[str, Any]) -> None:
         if isinstance(value, dict) or (value is None and name not in ("mIoU", "num_samples")):
             continue
         kinds = int if name.startswith("num_") else int | float
-        if isinstance(value, bool) or not isinstance(value, kinds) or not _is_finite(value):
+        if not isinstance(value, kinds) or not is_finite(value):
             raise ValueError(f"{name} is {str(value)[:40]!r}, not a number")
         threshold = name.partition("@")[2]
         if "@" in name and not (re.fullmatch(r"\d*\.?\d+(e-?\d+)?", threshold) and 0 <= float(threshold) <= 1):
             raise ValueError(f"{name} has no threshold between 0 and 1")
-
-
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number beyond the largest float
-        return False
 
 
 def _read_samples(path: str) -> pd.DataFrame:

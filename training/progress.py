@@ -7,6 +7,7 @@ import torch
 
 from utils import distributed
 from utils.errors import InputError
+from utils.numeric import is_number
 from utils.progress import say
 
 LEAST_IOU = 1.0  # percent; below it the overall IoU does not tell which of two models is better
@@ -112,12 +113,12 @@ def _is_of_kind(value: Any, kind: Any) -> bool:
     if kind is int:
         return type(value) is int and 0 <= value < 2**63
     if kind is float:
-        return type(value) in (int, float)
+        return is_number(value)
     if kind == int | None:
         return value is None or _is_of_kind(value, int)
     if kind == dict[str, float]:
         return isinstance(value, dict) and all(
-            isinstance(name, str) and type(number) in (int, float) for name, number in value.items())
+            isinstance(name, str) and is_number(number) for name, number in value.items())
     if kind == list[str]:
         return isinstance(value, list) and all(isinstance(text, str) for text in value)
     return isinstance(value, list) and all(_is_entry(entry) for entry in value)

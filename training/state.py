@@ -1,5 +1,4 @@
 """Everything besides the weights that an interrupted run needs in order to continue as if it had not stopped."""
-import math
 import zipfile
 
 import torch
@@ -7,6 +6,7 @@ import torch
 from utils import distributed
 from utils.device import random_state, set_random_state
 from utils.errors import InputError, naming
+from utils.numeric import is_finite
 from utils.text import counted
 
 from .progress import Progress
@@ -123,7 +123,7 @@ def restore_scaler(scaler, state: dict, path: str) -> None:
         InputError: the state is not a scaler's.
     """
     if state.keys() != scaler.state_dict().keys() or not all(
-            type(value) in (int, float) and math.isfinite(value) and value >= 0 for value in state.values()):
+            is_finite(value) and value >= 0 for value in state.values()):
         raise InputError(f"{path}: 'scaler' in the training state is not that of a gradient scaler; it is damaged or "
                          "not of this program")
     scaler.load_state_dict(state)
