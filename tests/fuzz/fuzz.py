@@ -21,7 +21,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) 
 sys.path.insert(0, os.path.dirname(sys.path[0]))
 
 import torch
-from mutations import smaller
+from mutations import NESTING, smaller
 from sandbox import Outcome, Target, outcomes
 from targets import TARGETS
 
@@ -73,11 +73,10 @@ def keep(target: Target, value, outcome: Outcome) -> Path:
     folder = FOLDER / re.sub(r"\W+", "_", f"{target.name} {outcome.kind}")[:100]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "input.pickle"
+    sys.setrecursionlimit(20 * NESTING)
     path.write_bytes(pickle.dumps((target.name, value)))
-    try:
-        shown = repr(value)[:2000]
-    except RecursionError:
-        shown = "nested too deeply to print"
+    shown = repr(value)[:2000]
+    sys.setrecursionlimit(1000)
     (folder / "about.txt").write_text(
         f"{target.name}: {outcome.kind}\npython tests/fuzz/fuzz.py --again {path.relative_to(ROOT)}\n\n"
         f"{outcome.detail}\n\n{shown}\n", encoding="utf-8", errors="backslashreplace")
@@ -125,7 +124,9 @@ def main() -> int:
     args = parser.parse_args()
     prepare()
     if args.again:
+        sys.setrecursionlimit(20 * NESTING)
         name, value = pickle.loads(Path(args.again).read_bytes())
+        sys.setrecursionlimit(1000)
         outcome = next(outcomes(TARGETS[name], lambda _: value, [0]))
         print(f"{name}: {outcome.kind}\n{outcome.detail}")
         return int(outcome.failed)
