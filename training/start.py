@@ -12,25 +12,9 @@ from utils.content import embedded_bert
 from utils.errors import InputError, naming
 from utils.flags import BERT
 
-from .state import check_intact
-
 logger = logging.getLogger(__name__)
 
 NAMES = {"model": "LAVT", "prefusion_model": "the fuser", "bert_model": "BERT"}  # by key in a checkpoint
-
-
-def read_intact(path: str, argument: str) -> dict:
-    """The content of a checkpoint whose checksums are right.
-
-    Args:
-        argument: that named it, for the messages.
-    Raises:
-        UsageError, InputError: as `utils.checkpoint.read`, or a checksum is wrong.
-    """
-    with naming(argument):
-        content = checkpoint.read(path)
-        check_intact(path)
-    return content
 
 
 def open_tokenizer(folder: str, content: dict, path: str) -> Tokenizer:
