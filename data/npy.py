@@ -1,6 +1,7 @@
 """Arrays in `.npy` files, read without ever opening a pickle."""
 import io
 import math
+import warnings
 
 import numpy as np
 
@@ -22,8 +23,10 @@ def read_npy(content: bytes) -> np.ndarray:
     # Not np.load, which also accepts archives and pickles, the latter able to run code.
     stream = io.BytesIO(content[:LONGEST_HEADER])
     try:
-        shape, by_columns, dtype = HEADERS.get(np.lib.format.read_magic(stream),
-                                               np.lib.format.read_array_header_2_0)(stream)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on headers that Python 2 wrote
+            shape, by_columns, dtype = HEADERS.get(np.lib.format.read_magic(stream),
+                                                   np.lib.format.read_array_header_2_0)(stream)
     except Exception as error:  # whatever numpy raises for bytes that are something else
         raise ValueError(f"{NO_ARRAY} ({first_line(error)})") from error
     if dtype.hasobject:

@@ -38,7 +38,7 @@ def match_names(first: Iterable[str], second: Iterable[str], words: tuple[frozen
     partners, ambiguous, used = {}, {}, (set(), set())
     for rule in keys:
         groups = [_grouped(side, key) for side, key in zip(names, rule, strict=True)]
-        for key in sorted(groups[0].keys() & groups[1].keys() - {""}):
+        for key in sorted(groups[0].keys() & groups[1].keys()):
             here, there = groups[0][key], groups[1][key]
             if len(here) == len(there) == 1:
                 partners[here[0]] = there[0]
@@ -86,7 +86,7 @@ def _differing_words(names: list[list[str]], usual: tuple[frozenset[str], frozen
 
 
 def _without(name: str, ignored: set[str]) -> str:
-    """A key for `name` without the words `ignored`; empty if nothing else is in it."""
+    """A key for `name` without the words `ignored`."""
     parts = []
     for part in stem(name).split("/"):
         words = [word for word in map(fold, WORD.findall(part)) if word not in ignored]

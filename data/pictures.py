@@ -108,9 +108,8 @@ def oddities_of_pair(visible: np.ndarray, infrared: np.ndarray) -> list[str]:
     step = max(1, max(infrared.shape[:2]) // 256)
     some = infrared[::step, ::step]
     if (np.ptp(some, axis=2) > COLOURED).mean() > COLOURED_SHARE:
-        return ["the infrared image is in false colours: it is used as it is, but the networks were trained on grey "
-                "images in which warmer means brighter, and read colours as other temperatures; a grey export (\"white "
-                "hot\") gives better results"]
+        return ["the infrared image is in false colours: it is used, but only its luma is seen, which need not follow "
+                "temperature in such a palette; export it in grey, white-hot"]
     return []
 
 

@@ -230,6 +230,8 @@ def test_all_mistakes_are_reported_at_once_up_to_twenty(folder):
 @pytest.mark.parametrize("name, content, reason", [
     ("table.csv", b"file,text\na0,x\n", "has no column image; its first line is file, text"),
     ("table.csv", b"image,expression\n", "there are no entries"),
+    ("table.csv", b"", "has no column image; its first line is empty"),
+    ("table.csv", b"\0", "is not UTF-16 text"),
     ("table.csv", b"image,expression\na0,caf\xe9\n", "is not UTF-8"),
     ("table.csv", b'image,expression\na0,"open\n', "is not a table"),
     ("table.json", b'{"image": "a0"}', "must hold a list"),
@@ -296,7 +298,7 @@ def test_a_mask_of_the_whole_picture_and_one_picture_twice_are_pointed_out(folde
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("first", ["", "sep={}\r\n"])
 def test_tables_of_spreadsheets_are_read_whatever_separates_their_cells(folder, separator, encoding, first):
     lines = [separator.join(cells) for cells in (("image", "expression", "notes"), ("a1", '"links, oben; ß"', ""))]

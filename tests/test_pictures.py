@@ -125,6 +125,11 @@ def test_arrays_that_are_no_pictures_are_refused_in_a_sentence(tmp_path, content
         read_picture(str(tmp_path / "a.npy"))
 
 
+def test_an_array_that_python_2_wrote_is_read_without_a_warning(tmp_path, recwarn):
+    (tmp_path / "a.npy").write_bytes(npy_header("(2L, 2L)") + bytes(range(8)))
+    assert read_picture(str(tmp_path / "a.npy")).pixels.shape == (2, 2, 3) and not recwarn.list
+
+
 def test_an_array_of_objects_is_not_opened(tmp_path):
     np.save(tmp_path / "a.npy", np.array([[print]]), allow_pickle=True)
     with pytest.raises(InputError, match="holds a pickle, which is never opened"):
@@ -179,7 +184,8 @@ def names_of(pairs, tmp_path):
     (["set00/visible/I1.jpg", "set01/visible/I1.jpg"], ["set00/lwir/I1.jpg", "set01/lwir/I1.jpg"]),
     (["Street.PNG"], ["street.png"]), (["7.ppm"], ["7.pgm"]), (["7.tif"], ["7.npy"]),
     (["Cafe\N{COMBINING ACUTE ACCENT}.png"], ["Caf\N{LATIN SMALL LETTER E WITH ACUTE}.png"]),
-    (["StreetView_RGB.png"], ["streetview_ir.png"]),
+    (["StreetView_RGB.png"], ["streetview_ir.png"]), (["rgb.png"], ["thermal.png"]),
+    (["scene1/rgb.png", "scene2/rgb.png"], ["scene1/ir.png", "scene2/ir.png"]),
     (["A.png", "a.png"], ["A.png", "a.png"])])
 def test_folders_are_paired_as_data_sets_name_them(tmp_path, visible, infrared):
     pairs, alone = pair_files(*folders(tmp_path, visible, infrared))
@@ -189,7 +195,9 @@ def test_folders_are_paired_as_data_sets_name_them(tmp_path, visible, infrared):
 @pytest.mark.parametrize("visible, infrared, paired", [
     (["a.png"], ["b.png"], []), (["cat1.png"], ["dog1.png"], []), (["1_rgb.png", "2_rgb.png"], ["3_ir.png"], []),
     (["12_3.png", "9.png"], ["1_23.png", "9.png"], [("9.png", "9.png")]),
-    (["x/1.png", "9.png"], ["y/1.png", "9.png"], [("9.png", "9.png")])])
+    (["x/1.png", "9.png"], ["y/1.png", "9.png"], [("9.png", "9.png")]),
+    (["2023_1.png", "2023_2.png"], ["2024_1.png", "2024_2.png"], []),
+    (["day_1.png", "day_2.png"], ["day_1_t.png", "night_2_t.png"], [("day_1.png", "day_1_t.png")])])
 def test_names_of_other_things_are_not_paired(tmp_path, visible, infrared, paired):
     paths = folders(tmp_path, visible, infrared)
     if not paired:
@@ -232,8 +240,10 @@ def test_the_infrared_folder_may_lie_within_the_visible_one(tmp_path):
 
 def test_pipes_are_left_out(tmp_path):
     paths = folders(tmp_path, ["1.png"], ["1.png"])
-    os.mkfifo(os.path.join(paths[0], "2.png"))
-    assert len(pair_files(*paths)[0]) == 1
+    for path in paths:
+        os.mkfifo(os.path.join(path, "2.png"))
+    pairs, alone = pair_files(*paths)
+    assert len(pairs) == 1 and not alone
 
 
 def test_masks_are_matched_by_the_same_rules():

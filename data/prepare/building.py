@@ -66,7 +66,7 @@ class Mistakes:
 def build(table: str, folders: tuple[str, str, str], outs: list[str], shares: list[float], seed: int) -> list[str]:
     """Write the entries of `table` to parquet files, all of them or, if anything is wrong, none.
 
-    The whole table is in memory, one group of rows of images for each file, never more.
+    Memory holds the whole table, and the images of one row group for each file.
 
     Args:
         table: see `tables.read_table`.
@@ -186,7 +186,7 @@ def write(items: list[Item], parts: list[int], outs: list[str]) -> list[str]:
 
 
 class RowMaker:
-    """Reads and checks the files of an item; remembers the last pair, as neighbours in a table often share it."""
+    """Reads and checks the files of an item; keeps the last pair, since neighbouring rows of a table often share it."""
 
     def __init__(self):
         self._pair: tuple[str, str] | None = None

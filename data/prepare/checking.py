@@ -52,12 +52,12 @@ class DataSet:
     expressions: Counter = field(default_factory=Counter)  # of an image, by the digests of its pixels
     sizes: Counter = field(default_factory=Counter)  # (width, height) of the visible images
     areas: array = field(default_factory=lambda: array("d"))  # the objects' shares of their images, 0 to 1
-    cut_sentences: int | None = None  # with more word pieces than BERT gets here; None: there is no vocabulary to tell
+    cut_sentences: int | None = None  # with more than MAX_TOKENS word pieces; None: not counted
     indices: set = field(default_factory=set)
     first_rows: dict = field(default_factory=dict)  # (images, expression): digest of the mask, file and row
 
     def area_histogram(self) -> list[int]:
-        """How many objects lie above the previous and up to each of AREAS; empty masks are in the first place."""
+        """How many objects lie above the previous and up to each of AREAS; empty masks come first."""
         return np.bincount(np.searchsorted(AREAS, self.areas), minlength=len(AREAS)).tolist()
 
 
@@ -99,7 +99,7 @@ class Checker:
         self.samples: list[tuple[str, int, str, list[np.ndarray]]] = []
         self._workers = workers
         self._thumbnail = thumbnail
-        self._seen: dict[bytes, list[tuple[DataSet, str, int]]] = {}  # digest of an image: first place in each set
+        self._seen: dict[bytes, list[tuple[DataSet, str, int]]] = {}  # digest of an image: its first row in each set
         self._files: list[tuple[DataSet, str, int]] = []  # those that can be read, and their rows
         for data in self.sets:
             rows = [self._open(data, file) for file in data.files]

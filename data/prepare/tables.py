@@ -73,8 +73,10 @@ def _read_text(path: str) -> str:
     encoding = "utf-8-sig"
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):  # as Excel saves "Unicode text"
         encoding = "utf-16"
-    elif content[:2].count(0) == 1:
-        encoding = "utf-16-le" if content[1] == 0 else "utf-16-be"
+    elif content[1:2] == b"\0":
+        encoding = "utf-16-le"
+    elif content[:1] == b"\0":
+        encoding = "utf-16-be"
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:
