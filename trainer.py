@@ -82,8 +82,7 @@ def train(args: Namespace, device: torch.device) -> None:
     main_process, several = distributed.rank() == 0, distributed.world_size() > 1
     dtype = getattr(torch, args.amp_dtype) if args.amp else None
     content, state = read_resumed(args)
-    # The checkpoint that all weights come from, if there is one
-    source = content or (start.read_intact(args.init_from, "init_from") if args.init_from else {})
+    source = content or read_initial(args)  # the checkpoint that all weights come from, if there is one
 
     # Data
     tokenizer = start.open_tokenizer(args.bert_tokenizer, source, args.resume or args.init_from)
@@ -179,7 +178,8 @@ def train(args: Namespace, device: torch.device) -> None:
 
 def evaluate_only(args: Namespace, device: torch.device) -> None:
     """Print how good the checkpoint of `--resume` is on the validation set."""
-    content = start.read_intact(args.resume, "resume")
+    with naming("resume"):
+        content = checkpoint.read(args.resume)
     tokenizer = start.open_tokenizer(args.bert_tokenizer, content, args.resume)
     loader = validation_data(args, tokenizer, device)
     model = build_networks(args, tokenizer, content).to(device)
@@ -303,13 +303,21 @@ def read_resumed(args: Namespace) -> tuple[dict, dict | None]:
     """The content of the checkpoint of `--resume` and the training state in it; without that flag, nothing."""
     if not args.resume:
         return {}, None
-    content = start.read_intact(args.resume, "resume")
+    with naming("resume"):
+        content = checkpoint.read(args.resume)
     state = training_state.unpack(content, args.resume)
     if state is None:
         raise InputError(f"{args.resume} holds weights but no state of a training run, as last.pth does; to start a "
                          "new run from them, name the file with --init_from, or with --ck_prefusion for its fuser "
                          "alone", "resume")
+    training_state.check_intact(args.resume)
     return content, state
+
+
+def read_initial(args: Namespace) -> dict:
+    """The content of the checkpoint of `--init_from`; without that flag, nothing."""
+    with naming("init_from"):
+        return checkpoint.read(args.init_from) if args.init_from else {}
 
 
 def resume(args: Namespace, content: dict, state: dict, optimizer, scaler, rows: int, step_samples: int) -> list[str]:
@@ -326,8 +334,8 @@ def resume(args: Namespace, content: dict, state: dict, optimizer, scaler, rows:
 def report_small_objects(args: Namespace, dataset: MMRISDataset) -> None:
     """Warn where most objects are small, with what helps."""
     shares = object_sizes.first_shares(dataset)
-    if advice := object_sizes.small_objects(shares, args.img_size, args.seg_loss):
-        logger.warning("WARNING: the first %s: %s", counted(len(shares), "validation sample"), advice)
+    if problem := object_sizes.small_objects(shares, args.img_size, args.seg_loss):
+        logger.warning("WARNING: the first %s: %s", counted(len(shares), "validation sample"), problem)
 
 
 def report_resumed(args: Namespace, progress: Progress, changes: list[str]) -> None:

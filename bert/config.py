@@ -76,10 +76,10 @@ def make_config(values: Any, source: str):
     from transformers import BertConfig
 
     if not isinstance(values, dict):
-        raise InputError(f"{source} holds a {type(values).__name__}, not names and values")
-    if values.get("model_type", MODEL_TYPE) != MODEL_TYPE:
+        raise InputError(f"{source} is of type {type(values).__name__}, not names and values")
+    if values.get("model_type") not in (None, MODEL_TYPE):
         raise InputError(f"{source} describes a model of type {printable(values['model_type'])!r}, not BERT")
-    if values.get("position_embedding_type", "absolute") != "absolute":
+    if values.get("position_embedding_type") not in (None, "absolute"):
         raise InputError(f"{source}: position_embedding_type is {printable(values['position_embedding_type'])!r}; only "
                          "BERT with absolute positions is supported")
     chosen = {name: values[name] for name in NAMES if name in values}

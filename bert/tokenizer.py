@@ -93,7 +93,7 @@ class Tokenizer:
 def _checked(words: Iterable[str], path: str) -> list[str]:
     """The words as a list that BERT's tokenizer can work with."""
     if not isinstance(words, list | tuple):
-        raise InputError(f"{path} holds a {type(words).__name__}, not a list of words")
+        raise InputError(f"{path}: the vocabulary is of type {type(words).__name__}, not a list of words")
     if not words:
         raise InputError(f"{path}: the vocabulary is empty")
     ids = {}

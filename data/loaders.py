@@ -1,6 +1,8 @@
 """DataLoaders: how a data set's samples become batches, in training and in evaluation."""
+import atexit
 import logging
 import multiprocessing
+import multiprocessing.connection
 import signal
 import threading
 from collections.abc import Iterator
@@ -30,7 +32,10 @@ class BatchLoader(DataLoader):
     def __iter__(self) -> Iterator[dict]:
         before = set(multiprocessing.active_children())
         batches = super().__iter__()
-        self._workers |= set(multiprocessing.active_children()) - before  # with persistent_workers, once
+        started = set(multiprocessing.active_children()) - before  # with persistent_workers, in the first epoch only
+        self._workers |= started
+        for worker in started:
+            atexit.register(worker.kill)  # they ignore the signal by which Python would end them
         if self._workers and threading.current_thread() is threading.main_thread():
             # PyTorch's handler raises an error wherever the main thread is when a worker process dies; without it, the
             # error is raised here, when the next batch is asked for.
@@ -40,13 +45,22 @@ class BatchLoader(DataLoader):
                 batch = next(batches)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                codes = [worker.exitcode for worker in self._workers if worker.exitcode]
+            except (RuntimeError, EOFError, OSError) as error:
+                codes = self._exit_codes(wait=not isinstance(error, RuntimeError))
                 if not codes:
                     raise
                 raise InputError(f"a worker process that loads data was ended by {_name_exit(codes[0])}; this happens "
                                  "when memory runs out: use fewer workers or smaller batches") from error
             yield batch
+
+    def _exit_codes(self, wait: bool) -> list[int]:
+        """Of the worker processes that have failed; `wait` for one that is about to end, with a batch half sent."""
+        if wait:
+            ended = multiprocessing.connection.wait([worker.sentinel for worker in self._workers], timeout=10)
+            for worker in self._workers:
+                if worker.sentinel in ended:
+                    worker.join(10)
+        return [worker.exitcode for worker in self._workers if worker.exitcode]
 
 
 def _name_exit(code: int) -> str:

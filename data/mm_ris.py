@@ -94,7 +94,7 @@ class MMRISDataset(torch.utils.data.Dataset):
         self._memory: dict[str, np.ndarray] = {}
         self._reported = _shared_flags()
         self.input_ids, self.attention_mask = _tokenize(tokenizer, self.questions)
-        self.cut = _count_cut(tokenizer, self.input_ids, self.attention_mask)
+        self.cut = count_cut(tokenizer, self.input_ids, self.attention_mask)
         if self.cut:
             logger.warning("%s: %d of %d sentences are longer than %d word pieces and are cut", path, self.cut,
                            len(self), self.input_ids.shape[1])
@@ -284,7 +284,7 @@ def _tokenize(tokenizer, sentences) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([ids.int() for ids, _ in parts]), torch.cat([mask.byte() for _, mask in parts])
 
 
-def _count_cut(tokenizer, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> int:
+def count_cut(tokenizer, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> int:
     """How many of the token sequences are full and do not end in [SEP], the last token of a sentence that fits."""
     ids, mask = tokenizer([""])
     last = ids[0, mask[0].sum() - 1]

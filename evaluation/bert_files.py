@@ -62,11 +62,11 @@ def find_bert(given: dict[str, str], stored: dict[str, Any], embedded: dict[str,
         else:
             absent.append(name)
     if absent:
-        what = " and ".join(CONTENTS[name] for name in absent)
+        what = " or ".join(CONTENTS[name] for name in absent)
         named = ", ".join(sorted({f"'{printable(stored[name])}'" for name in FILES if stored.get(name)})) or "none"
         files = " and ".join(" or ".join(FILES[name]) for name in absent)
         both = ", which serves for both" if len(absent) > 1 else ""
-        raise UsageError(f"BERT's {what} is not in the checkpoint, nor in the folder that it names ({named}), nor in "
+        raise UsageError(f"there is no {what} of BERT in the checkpoint, in the folder that it names ({named}) or in "
                          f"the default ({BERT}); name a folder with {files}{both}", absent[0])
     return BertFolders(**found)
 

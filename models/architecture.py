@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 WINDOWS = (7, 12)
+WIDEST_FUSER = 1024  # of a wider one the weights alone take more than 50 GB
 
 
 class SwinSize(NamedTuple):
@@ -34,7 +35,7 @@ class Architecture:
         window: side of Swin's attention windows, 7 or 12.
         pwam_heads: attention heads of PWAM in each of the four stages; they divide the stage's width.
         fusion_drop: dropout rate in PWAM, in [0, 1).
-        prefusion_base_ch: the fuser's width c, positive.
+        prefusion_base_ch: the fuser's width c, from 1 to WIDEST_FUSER.
     Raises:
         ValueError: a value is none of these, or heads do not divide a stage's width.
     """
@@ -52,8 +53,9 @@ class Architecture:
             raise ValueError(f"attention windows have a side of {' or '.join(map(str, WINDOWS))}, not {self.window}")
         if not 0 <= self.fusion_drop < 1:
             raise ValueError(f"fusion_drop must be at least 0 and below 1, not {self.fusion_drop!r}")
-        if not isinstance(self.prefusion_base_ch, int) or self.prefusion_base_ch < 1:
-            raise ValueError(f"prefusion_base_ch must be a whole number above 0, not {self.prefusion_base_ch!r}")
+        if not isinstance(self.prefusion_base_ch, int) or not 1 <= self.prefusion_base_ch <= WIDEST_FUSER:
+            raise ValueError(f"prefusion_base_ch must be a whole number from 1 to {WIDEST_FUSER}, not "
+                             f"{self.prefusion_base_ch!r}")
         for stage, heads in enumerate(self.pwam_heads):
             width = self.size.embed_dim * 2 ** stage
             if width % heads:

@@ -8,6 +8,7 @@ from torch import nn
 from bert import build_text_encoder
 from utils.checkpoint import load_strictly, load_swin_weights
 from utils.errors import InputError, UsageError
+from utils.text import printable
 
 from .architecture import Architecture
 from .fuser import UNetFuser
@@ -81,12 +82,15 @@ def build_from_checkpoint(content: dict, source: str, ck_bert: str, pwam_heads: 
     absent = [key for key in ("model", "prefusion_model") if not isinstance(content.get(key), dict)]
     if absent:
         raise InputError(f"{source} is no RIS-FUSION checkpoint: it has no {absent[0]!r}, "
-                         f"but {', '.join(map(str, list(content)[:5])) or 'nothing'}")
+                         f"but {', '.join(map(printable, list(content)[:5])) or 'nothing'}")
     try:
         architecture = Architecture.from_weights(content["model"], content["prefusion_model"])
         text_dim = content["prefusion_model"]["net.txt.proj.weight"].shape[1]
     except KeyError as error:
         raise InputError(f"{source} is no complete RIS-FUSION checkpoint: tensor {error} is absent") from error
+    except IndexError as error:
+        raise InputError(f"{source} is no RIS-FUSION checkpoint: a tensor that shows the sizes of the networks has too "
+                         "few dimensions") from error
     except ValueError as error:
         raise InputError(f"{source}: {error}") from error
     try:

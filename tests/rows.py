@@ -56,6 +56,17 @@ def write(path, rows, rows_per_group=4, **columns):
     return str(path)
 
 
+def damaged(path):
+    """A file of eight rows whose second row group cannot be unpacked."""
+    pq.write_table(pa.Table.from_pylist([make_row(i) for i in range(8)]), path, row_group_size=4, compression="gzip")
+    at = pq.ParquetFile(path).metadata.row_group(1).column(2)
+    content = bytearray(path.read_bytes())
+    start = at.dictionary_page_offset
+    content[start:start + at.total_compressed_size] = bytes(at.total_compressed_size)
+    path.write_bytes(content)
+    return str(path)
+
+
 def same_sample(one, other):
     assert one.keys() == other.keys()
     for key, value in one.items():

@@ -1,4 +1,4 @@
-"""Data that cannot be used: what is said of it, that it can be left out, and odd data that can be used after all."""
+"""Data that cannot be used: its error messages, and that rows of it can be left out."""
 import os
 import pickle
 import tempfile
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from rows import encode, error_of, make_row, npy, tiny_tokenizer, write
+from rows import damaged, encode, error_of, make_row, npy, tiny_tokenizer, write
 from torch.utils.data import DataLoader
 
 from data import BadRow, MMRISDataset, collate
@@ -47,17 +47,6 @@ def test_a_truncated_file_is_named(tmp_path, tokenizer):
     path.write_bytes(path.read_bytes()[:-200])
     message = error_of(path, tokenizer)
     assert "a.parquet" in message and "incomplete" in message
-
-
-def damaged(path):
-    """A file of eight rows whose second row group cannot be unpacked."""
-    pq.write_table(pa.Table.from_pylist([make_row(i) for i in range(8)]), path, row_group_size=4, compression="gzip")
-    at = pq.ParquetFile(path).metadata.row_group(1).column(2)
-    content = bytearray(path.read_bytes())
-    start = at.dictionary_page_offset
-    content[start:start + at.total_compressed_size] = bytes(at.total_compressed_size)
-    path.write_bytes(content)
-    return str(path)
 
 
 def test_damage_within_a_file_is_told_with_the_row(tmp_path, tokenizer):

@@ -66,7 +66,7 @@ def test_a_vocabulary_that_is_none_of_bert_is_refused(words, message, tmp_path):
 
 @pytest.mark.parametrize("words", [None, "[UNK]", {"[UNK]": 0}, [*VOCABULARY, 3], [*VOCABULARY, "\ud800"]])
 def test_a_vocabulary_of_another_type_is_refused(words):
-    with pytest.raises(InputError, match=r"^file.pth( holds a|: the word with id 12 is no valid text)"):
+    with pytest.raises(InputError, match=r"^file.pth: the (vocabulary is of type|word with id 12 is no valid text)"):
         Tokenizer.from_vocabulary(words, "file.pth")
 
 

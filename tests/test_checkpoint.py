@@ -154,10 +154,10 @@ def test_tensors_that_are_not_plain_are_refused_wherever_they_are(kind, part, re
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"model": []}, "the entry 'model' is a list, not a dict of tensors"),
-    ({"bert_model": torch.ones(3)}, "the entry 'bert_model' is a Tensor, not a dict of tensors"),
-    ({"prefusion_model": {"net.outc": [1.0]}}, r"net\.outc of 'prefusion_model' is a list, not a tensor"),
-    ({"model": {3: torch.ones(3)}}, "a key of 'model' is a int, not text"),
+    ({"model": []}, "the entry 'model' is of type list, not a dict of tensors"),
+    ({"bert_model": torch.ones(3)}, "the entry 'bert_model' is of type Tensor, not a dict of tensors"),
+    ({"prefusion_model": {"net.outc": [1.0]}}, r"net\.outc of 'prefusion_model' is of type list, not a tensor"),
+    ({"model": {3: torch.ones(3)}}, "a key of 'model' is of type int, not text"),
 ])
 def test_state_dicts_of_anything_but_named_tensors_are_refused(changes, message, read_changed):
     with pytest.raises(InputError, match=rf"odd\.pth: {message}"):
@@ -166,7 +166,7 @@ def test_state_dicts_of_anything_but_named_tensors_are_refused(changes, message,
 
 def test_a_file_with_keys_that_are_no_text_is_refused(tmp_path):
     torch.save({0: torch.ones(3)}, tmp_path / "odd.pth")
-    with pytest.raises(InputError, match=r"odd\.pth: a key is a int, not text"):
+    with pytest.raises(InputError, match=r"odd\.pth: a key is of type int, not text"):
         checkpoint.read(str(tmp_path / "odd.pth"))
 
 
@@ -210,6 +210,19 @@ def test_args_of_a_checkpoint_are_plain_values_under_text(read_changed):
     vars(odd)[3] = "three"
     assert checkpoint.stored_args(read_changed(args=odd)) == {"size": 480, "heads": [4, 4]}
     assert checkpoint.stored_args(read_changed(args=[1])) == {}
+
+
+@pytest.mark.parametrize(("part", "key", "shape", "message"), [
+    ("model", "backbone.patch_embed.proj.weight", (), "has too few dimensions"),
+    ("model", "backbone.layers.0.blocks.0.attn.relative_position_bias_table", (169,), "has too few dimensions"),
+    ("prefusion_model", "net.txt.proj.weight", (3,), "has too few dimensions"),
+    ("prefusion_model", "net.y_inc.block.0.weight", (10 ** 6, 0, 3, 3), "prefusion_base_ch must be .* not 1000000"),
+])
+def test_tensors_of_shapes_that_no_network_has_are_refused_before_anything_is_built(part, key, shape, message, model):
+    content = checkpoint.pack(model, 0, {})
+    content[part] = content[part] | {key: torch.zeros(shape)}
+    with pytest.raises(InputError, match=f"^odd.pth.*{message}"):
+        build_from_checkpoint(content, "odd.pth", "")
 
 
 @pytest.mark.parametrize("rows", [0, 168, 170])

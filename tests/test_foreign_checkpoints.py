@@ -322,8 +322,8 @@ def test_a_stored_size_that_is_none_is_refused_with_the_argument(size, opened):
 
 def test_stored_folders_of_any_type_are_harmless(opened):
     stored = {"ck_bert": torch.zeros(2), "bert_tokenizer": ["a"], "mha": torch.ones(4), "img_size": {"height": 480}}
-    with pytest.raises(UsageError, match=rf"^bert_tokenizer: BERT's vocabulary and configuration .*\({BERT}\); name a "
-                                         r"folder with .*, which serves for both"):
+    with pytest.raises(UsageError, match=rf"^bert_tokenizer: there is no vocabulary or configuration .*\({BERT}\); "
+                                         r"name a folder with .*, which serves for both"):
         opened(stored, ck_bert=None, bert_tokenizer=None)
 
 
@@ -335,7 +335,7 @@ def test_a_folder_given_for_one_serves_for_both(given, opened, tiny_bert):
 
 def test_a_folder_with_one_of_two_is_refused_for_the_other(opened, tiny_bert, tmp_path):
     shutil.copy(f"{tiny_bert}/vocab.txt", tmp_path)
-    with pytest.raises(UsageError, match=r"^ck_bert: BERT's configuration .*name a folder with config\.json$"):
+    with pytest.raises(UsageError, match=r"^ck_bert: there is no configuration .*name a folder with config\.json$"):
         opened({}, bert_tokenizer=tmp_path, ck_bert=None)
     with pytest.raises(UsageError, match="^ck_bert: there is no folder 'nowhere'"):
         opened({}, ck_bert="nowhere")

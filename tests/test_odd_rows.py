@@ -29,9 +29,11 @@ def test_images_of_any_two_sizes_and_kinds_are_each_resized_on_their_own(tmp_pat
     colours = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in (visible, infrared)]
     sample = sample_of(tmp_path, tokenizer, visible_image=encode(colours[0]), infrared_image=encode(colours[1]))
     assert sample["size"] == (visible[1], visible[0]) and sample["mask"].shape == (37, 53)
+    exact = MMRISDataset(str(tmp_path / "a.parquet"), tokenizer, 40, exact=True)[0]
     for image, name in zip(colours, ("vis", "ir"), strict=True):
         expected = Image.fromarray(image).convert("RGB").resize((40, 40), Image.Resampling.BILINEAR)
         assert np.abs(pixels(sample[name]) - np.asarray(expected)).max() < 1.001
+        assert np.abs(pixels(exact[name]) - np.asarray(expected)).max() < 0.001
 
 
 def test_an_infrared_image_that_is_grey_but_stored_in_colour_stays_what_it_is(tmp_path, tokenizer):

@@ -44,8 +44,9 @@ def test_small_objects_are_named_before_the_first_epoch(scenes, tmp_path):
     result = train(scenes, tmp_path / "out", "--val_parquet", tmp_path / "small.parquet", "--epochs", 1,
                    "--eval_vis_dir", "")
     before, _ = result.stdout.split("epoch 0:")
-    assert "covers 0.49 % of the picture, 20 pixels at img_size 64; set seg_loss to bce_area or dice" in before
-    assert "the first 6 validation samples" in before and "or set img_size to 256, where it has 320" in before
+    assert "WARNING: the first 6 validation samples: 100 % of the objects cover less than 1 % of their image" in before
+    assert "the median one has 20 pixels of the networks' 64 x 64" in before
+    assert "train with seg_loss bce_area or dice, and with a larger img_size" in before
 
 
 def test_an_epoch_without_any_finite_loss_is_said_and_survived(scenes, tmp_path):

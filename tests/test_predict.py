@@ -211,7 +211,7 @@ def test_folders_are_paired_by_name_and_bad_or_lonely_files_left_out_and_named(a
         image.save(tmp_path / "visible" / f"{name}.JPG")
         image.convert("L").save(tmp_path / "infrared" / f"{name}.png")
     (tmp_path / "visible" / "bad.png").write_text("no image")
-    for path in ("infrared/bad.png", "visible/only_here.png", "infrared/only_there.png"):
+    for path in ("infrared/bad.png", "visible/dawn.png", "infrared/dusk.png"):
         image.save(tmp_path / path)
     (tmp_path / "visible" / "notes.txt").write_text("no image, and not said to be one")
     answer = ask(tmp_path / "visible", tmp_path / "infrared")
@@ -219,7 +219,7 @@ def test_folders_are_paired_by_name_and_bad_or_lonely_files_left_out_and_named(a
     assert f"{tmp_path}/visible/bad.png cannot be decoded as an image" in answer.said
     assert "1 of 3 pairs could not be used" in answer.said
     assert "no partner for 2 of the images" in answer.said
-    assert "only_here.png" in answer.said and "only_there.png" in answer.said and "notes.txt" not in answer.said
+    assert "dawn.png" in answer.said and "dusk.png" in answer.said and "notes.txt" not in answer.said
     assert sorted(name.split("-")[0] for name in written(tmp_path / "out")) == 4 * ["a"] + 4 * ["c"]
 
 
@@ -300,10 +300,10 @@ def test_whatever_happens_to_one_pair_the_later_ones_are_processed(kind, ask, pi
         for name in "abc":
             Image.fromarray(getattr(pictures, folder)).save(tmp_path / folder / f"{name}.png")
 
-    def fail(*arguments):
-        if any(str(argument).endswith(f"{kind}/b.png") for argument in arguments):
+    def fail(*paths_and_more):
+        if any(str(path).endswith(f"{kind}/b.png") for path in paths_and_more):
             raise SyntaxError("broken \x1b[31m chunk\nin a file")
-        return read_pair(*arguments)
+        return read_pair(*paths_and_more)
 
     monkeypatch.setattr("data.pictures.read_pair", fail)
     answer = ask(tmp_path / "visible", tmp_path / "infrared")

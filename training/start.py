@@ -8,28 +8,13 @@ from torch import nn
 from bert import Tokenizer, build_text_encoder
 from models.architecture import Architecture, parse_heads
 from utils import checkpoint
+from utils.content import embedded_bert
 from utils.errors import InputError, naming
 from utils.flags import BERT
-
-from .state import check_intact
 
 logger = logging.getLogger(__name__)
 
 NAMES = {"model": "LAVT", "prefusion_model": "the fuser", "bert_model": "BERT"}  # by key in a checkpoint
-
-
-def read_intact(path: str, argument: str) -> dict:
-    """The content of a checkpoint whose checksums are right.
-
-    Args:
-        argument: that named it, for the messages.
-    Raises:
-        UsageError, InputError: as `utils.checkpoint.read`, or a checksum is wrong.
-    """
-    with naming(argument):
-        content = checkpoint.read(path)
-        check_intact(path)
-    return content
 
 
 def open_tokenizer(folder: str, content: dict, path: str) -> Tokenizer:
@@ -38,8 +23,8 @@ def open_tokenizer(folder: str, content: dict, path: str) -> Tokenizer:
     Raises:
         UsageError, InputError: as `bert.Tokenizer`.
     """
-    if "bert" in content and _is_absent_default(folder):
-        return Tokenizer.from_vocabulary(_bert_in(content, path)["vocabulary"], path)
+    if _is_absent_default(folder) and (bert := embedded_bert(content, path)):
+        return Tokenizer.from_vocabulary(bert["vocabulary"], path)
     with naming("bert_tokenizer"):
         return Tokenizer(folder)
 
@@ -52,22 +37,14 @@ def open_text_encoder(folder: str, content: dict, path: str) -> nn.Module:
     Raises:
         UsageError, InputError: as `bert.build_text_encoder`.
     """
-    if {"bert", "bert_model"} <= content.keys() and _is_absent_default(folder):
-        return build_text_encoder(config=_bert_in(content, path)["config"], source=path)
+    if "bert_model" in content and _is_absent_default(folder) and (bert := embedded_bert(content, path)):
+        return build_text_encoder(config=bert["config"], source=path)
     with naming("ck_bert"):
         return build_text_encoder(folder, pretrained="bert_model" not in content)
 
 
 def _is_absent_default(folder: str) -> bool:
     return folder == BERT and not os.path.isdir(folder)
-
-
-def _bert_in(content: dict, path: str) -> dict:
-    """What a checkpoint says of its BERT: `config`, plain values, and `vocabulary`, words in the order of their ids."""
-    bert = content["bert"]
-    if not isinstance(bert, dict) or not {"config", "vocabulary"} <= bert.keys():
-        raise InputError(f"{path}: 'bert' in it does not hold 'config' and 'vocabulary'")
-    return bert
 
 
 def load_pretrained(model: nn.Module, *, swin: str = "", lavt_one: str = "", lavt_head: bool = False, fuser: str = ""

@@ -55,20 +55,21 @@ def unpack(content: dict, path: str) -> dict | None:
 
 
 def check_intact(path: str) -> None:
-    """Compare all tensors of a file with the checksums (CRC-32) that PyTorch's format keeps, which loading does not.
+    """Compare all tensors of a file with the checksums (CRC-32) that `torch.save` writes; `torch.load` does not.
+
+    Only for files of this program: others may have switched the checksums off.
 
     Raises:
         InputError: one differs.
     """
-    if not zipfile.is_zipfile(path):  # the format of PyTorch before 1.6 has no checksums
-        return
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except Exception as error:  # damaged headers fail in many ways
-        raise InputError(f"{path} is damaged ({error})") from error
+        raise InputError(f"{path} is damaged ({error})", "resume") from error
     if damaged:
-        raise InputError(f"{path} is damaged: the checksum of {damaged} in it does not match; take an earlier file")
+        raise InputError(f"{path} is damaged: the checksum of {damaged} in it does not match; take an earlier file",
+                         "resume")
 
 
 def restore(state: dict, optimizer, scaler, path: str) -> None:

@@ -24,7 +24,7 @@ def check_structure(content: Any, path: str) -> None:
         InputError: anything else.
     """
     if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, not a dict of weights")
+        raise InputError(f"{path}: the content is of type {type(content).__name__}, not a dict of weights")
     _check_names(content, path, "")
     for part in WEIGHTS:
         if content.get(part) is not None:
@@ -68,16 +68,16 @@ def embedded_bert(content: dict, path: str) -> dict[str, Any] | None:
 def _check_names(entries: dict, path: str, of: str) -> None:
     for name in entries:
         if not isinstance(name, str):
-            raise InputError(f"{path}: a key{of} is a {type(name).__name__}, not text; this is no file of weights")
+            raise InputError(f"{path}: a key{of} is of type {type(name).__name__}, not text; is it a file of weights?")
 
 
 def _check_state_dict(tensors: Any, path: str, part: str) -> None:
     if not isinstance(tensors, dict):
-        raise InputError(f"{path}: the entry {part!r} is a {type(tensors).__name__}, not a dict of tensors")
+        raise InputError(f"{path}: the entry {part!r} is of type {type(tensors).__name__}, not a dict of tensors")
     _check_names(tensors, path, f" of {part!r}")
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
-            raise InputError(f"{path}: {printable(name)} of {part!r} is a {type(value).__name__}, not a tensor")
+            raise InputError(f"{path}: {printable(name)} of {part!r} is of type {type(value).__name__}, not a tensor")
 
 
 def _tensors(content: dict) -> Iterator[tuple[str, Tensor]]:

@@ -31,8 +31,8 @@ def normalise(content: dict, path: str) -> dict:
     position ids, which RIS-FUSION does not use, are dropped. Tensors of other floating-point types become float32.
 
     Args:
-        content: what the file holds. Its state dicts are the entries named in `WEIGHTS`; if it holds tensors itself,
-            it is one.
+        content: what the file holds, checked by `content.check_structure`. Its state dicts are the entries named in
+            `WEIGHTS`; if it holds tensors itself, it is one.
         path: the file, for the messages.
     Returns:
         A dict of the same form; all other entries are unchanged.
@@ -48,7 +48,7 @@ def normalise(content: dict, path: str) -> dict:
 
 
 class _Changes:
-    """Normalises the state dicts of one file and remembers what that changed."""
+    """Normalises the state dicts of one file and counts the changes."""
 
     def __init__(self):
         self.prefixes, self.unprefixed = set(), 0
@@ -58,8 +58,8 @@ class _Changes:
     def apply(self, tensors: dict, path: str) -> dict:
         result = {}
         for key, value in tensors.items():
-            name = self._without_prefixes(key) if isinstance(key, str) else key
-            if isinstance(key, str) and UNUSED_OF_BERT.match(name):
+            name = self._without_prefixes(key)
+            if UNUSED_OF_BERT.match(name):
                 self.unused.append(name)
                 continue
             if name in result:
@@ -85,12 +85,12 @@ class _Changes:
     def report(self, path: str) -> None:
         if self.prefixes:
             logger.info("%s: prefixes of wrapped modules removed from the names of %s: %s", path,
-                     counted(self.unprefixed, "tensor"), ", ".join(f"`{word}.`" for word in sorted(self.prefixes)))
+                        counted(self.unprefixed, "tensor"), ", ".join(f"`{word}.`" for word in sorted(self.prefixes)))
         if self.unused:
             logger.info("%s: unused tensors of BERT dropped: %s", path, printable(", ".join(self.unused)))
         if self.types:
             logger.info("%s: %s of type %s converted to float32, in which the networks compute", path,
-                     counted(self.converted, "tensor"), " and ".join(sorted(self.types)))
+                        counted(self.converted, "tensor"), " and ".join(sorted(self.types)))
 
 
 @contextlib.contextmanager
@@ -101,7 +101,7 @@ def admitted():
     another package runs: paths become str, NumPy scalars Python values, NPU tensors CPU tensors, and a device of a type
     that this PyTorch does not know becomes str.
     """
-    admit = torch.serialization.safe_globals([argparse.Namespace, *ANSWERS])
+    admit = torch.serialization.safe_globals([argparse.Namespace, *REPLACEMENTS])
     # safe_globals cannot replace a name that PyTorch admits itself, so `torch.device` is replaced in its own table.
     own = mock.patch.dict(_weights_only_unpickler._get_allowed_globals(), {"torch.device": _device})
     with _one_at_a_time, admit, own:
@@ -149,11 +149,11 @@ def _numpy_scalar(kind: _NumPyType, data: bytes):
     return np.frombuffer(data, kind.order + kind.code).item()
 
 
-ANSWERS = [  # (what is called, the name in the file)
+REPLACEMENTS = [  # (what is called instead, the name in the file)
     (_npu_tensor, "torch_npu.utils.storage._rebuild_npu_tensor"),
     (_NumPyType, "numpy.dtype"),
     (_numpy_scalar, "numpy.core.multiarray.scalar"),   # NumPy 1
     (_numpy_scalar, "numpy._core.multiarray.scalar"),  # NumPy 2
-    *((answer, f"{module}.{pure}{name}Path") for module in ("pathlib", "pathlib._local")  # the latter: Python 3.13
-      for pure in ("", "Pure") for name, answer in (("Posix", _posix_path), ("Windows", _windows_path))),
+    *((path, f"{module}.{pure}{name}Path") for module in ("pathlib", "pathlib._local")  # the latter: Python 3.13
+      for pure in ("", "Pure") for name, path in (("Posix", _posix_path), ("Windows", _windows_path))),
 ]
