@@ -1,5 +1,6 @@
 """Loading by worker processes: the same batches with little shared memory, and one sentence if a process dies."""
 import logging
+import multiprocessing
 import os
 import signal
 
@@ -75,6 +76,19 @@ def test_a_worker_process_that_dies_is_one_sentence(code, named, open_loader):
         for _ in open_loader(Dying(code), 2, workers=1):
             pass
     assert "\n" not in str(caught.value)
+
+
+def test_a_worker_process_that_dies_while_the_program_computes_is_reported_with_the_next_batch():
+    before = multiprocessing.active_children()
+    rows = []
+    with pytest.raises(InputError, match="a worker process"):
+        for batch in evaluation_loader(Dying("SIGKILL"), 1, workers=1):
+            rows += batch["row"].tolist()
+            if rows[-1] == 3:  # two batches are loaded ahead
+                for worker in set(multiprocessing.active_children()) - set(before):
+                    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+                rows.append("computed")
+    assert "computed" in rows
 
 
 def test_an_error_in_the_data_is_not_taken_for_a_dead_process(tmp_path, tokenizer):

@@ -6,6 +6,7 @@ from PIL import Image
 from rows import encode, make_row, npy, tiny_tokenizer, write
 
 from data import MMRISDataset
+from data.resize import Resizer
 from utils.color import destandardise
 
 
@@ -75,3 +76,14 @@ def test_sentences_of_any_length_and_script_have_tokens(tmp_path, tokenizer, que
     sample = sample_of(tmp_path, tokenizer, question=question)
     assert sample["input_ids"].shape == (20,) and 3 <= sample["attention_mask"].sum() <= tokens
     assert sample["input_ids"].dtype == sample["attention_mask"].dtype == torch.int64
+
+
+def test_the_fast_way_is_within_one_level_of_pillow_on_small_pictures():
+    rng = np.random.default_rng(0)
+    resizer, out = Resizer(96), [torch.empty(3, 96, 96) for _ in range(2)]
+    for _ in range(40):
+        images = [rng.integers(0, 256, (120, 120, channels), dtype=np.uint8) for channels in (4, 1)]
+        resizer.pair(images[0].copy(), images[1][..., 0], *out)
+        for image, result in zip((images[0][..., :3], images[1][..., 0]), out, strict=True):
+            expected = Image.fromarray(image.copy()).convert("RGB").resize((96, 96), Image.Resampling.BILINEAR)
+            assert np.abs(pixels(result) - np.asarray(expected)).max() < 1.001

@@ -120,16 +120,18 @@ def test_a_file_that_cannot_be_copied_is_used_as_it_is_with_a_warning(tmp_path, 
     assert os.listdir(tmp_path) == ["a.parquet"]
 
 
-def open_in_a_process(path, tokenizer, written):
+def open_in_a_process(path, tokenizer, written, together):
     bar = row_cache.progress_bar
     row_cache.progress_bar = lambda **options: (written.put(1), bar(**options))[1]
+    row_cache.cache_path = lambda *arguments: (together.wait(), cache_path(*arguments))[1]
     opened(path, tokenizer, cache_dir="")
 
 
 def test_processes_that_need_the_same_copy_write_it_once(path, tokenizer):
     context = multiprocessing.get_context("fork")
     written = context.Queue()
-    processes = [context.Process(target=open_in_a_process, args=(path, tokenizer, written)) for _ in range(3)]
+    arguments = (path, tokenizer, written, context.Barrier(3))
+    processes = [context.Process(target=open_in_a_process, args=arguments) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:
