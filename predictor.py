@@ -20,7 +20,7 @@ from utils.color import standardise
 from utils.device import select_device
 from utils.draw import resize, to_image
 from utils.errors import InputError
-from utils.text import first_line, printable
+from utils.text import first_line, printable, printable_value
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class Predictor:
                 what. Its `__cause__` may be the `utils.errors.InputError` with which the scripts end.
         """
         if not isinstance(device, str | torch.device):
-            raise ValueError(f"device: must be a name, as in cuda:1, or a torch.device, not {printable(repr(device))}")
+            raise ValueError(f"device: must be a name, as in cuda:1, or a torch.device, not {printable_value(device)}")
         file, vocabulary, bert = (_as_path(name, value) for name, value in (
             ("path", path), ("bert_tokenizer", bert_tokenizer), ("ck_bert", ck_bert)))
         if file is None:
@@ -158,7 +158,7 @@ class Predictor:
 
     def _tokenize(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"the sentence must be a text that is not empty, not {printable(repr(text))}")
+            raise ValueError(f"the sentence must be a text that is not empty, not {printable_value(text)}")
         if re.search("[\ud800-\udfff]", text):
             raise ValueError(f"the sentence '{printable(text)}' holds lone surrogates, which are no characters")
         input_ids, attention_mask = self.tokenizer([text])
@@ -183,7 +183,7 @@ def _as_path(name: str, path: Any) -> str | None:
     try:
         return None if path is None else os.fsdecode(path)
     except TypeError as error:
-        raise ValueError(f"{name}: must be a path, not {printable(repr(path))}") from error
+        raise ValueError(f"{name}: must be a path, not {printable_value(path)}") from error
 
 
 def _resampled(infrared: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -10,7 +10,7 @@ import pandas as pd
 from utils.errors import InputError, UsageError
 from utils.numeric import is_finite
 from utils.spreadsheet import from_cell
-from utils.text import counted, first_line, printable
+from utils.text import counted, first_line, printable, printable_value
 
 from .bootstrap import paired_intervals
 from .ratios import Ratios, segmentation_ratios
@@ -79,7 +79,7 @@ def _check_numbers(values: dict[str, Any]) -> None:
             continue
         kinds = int if name.startswith("num_") else int | float
         if not isinstance(value, kinds) or not is_finite(value):
-            raise ValueError(f"{name} is {str(value)[:40]!r}, not a number")
+            raise ValueError(f"{name} is {printable_value(value, 40)}, not a number")
         threshold = name.partition("@")[2]
         if "@" in name and not (re.fullmatch(r"\d*\.?\d+(e-?\d+)?", threshold) and 0 <= float(threshold) <= 1):
             raise ValueError(f"{name} has no threshold between 0 and 1")

@@ -3,6 +3,7 @@ import argparse
 import os
 import subprocess
 import sys
+from functools import reduce
 
 import pytest
 from conftest import ROOT
@@ -61,6 +62,7 @@ def test_text_from_files_is_printed_on_one_line_and_cut():
     assert printable("a\x1b[31m\nb\t左\ud800") == "a\\x1b[31m\\nb\\t左\\ud800"
     assert printable("x" * 10 ** 6) == "x" * 200 + "…"
     assert printable_value("a\n") == "'a\\n'" and "very large int" in printable_value(10 ** 5000)
+    assert printable_value(reduce(lambda inner, _: [inner], range(10000), [])) == "a very large list"
 
 
 @pytest.mark.parametrize(("kind", "text"), [

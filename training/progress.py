@@ -9,6 +9,7 @@ from utils import distributed
 from utils.errors import InputError
 from utils.numeric import is_number
 from utils.progress import say
+from utils.text import printable_value
 
 LEAST_IOU = 1.0  # percent; below it the overall IoU does not tell which of two models is better
 PLAIN = (bool, int, float, str, type(None))
@@ -42,7 +43,7 @@ class Progress:
         kinds = {entry.name: entry.type for entry in fields(cls)}
         for name, value in values.items():
             if name not in kinds or not _is_of_kind(value, kinds[name]):
-                raise ValueError(f"{name!r} cannot be {str(value)[:40]!r}")
+                raise ValueError(f"{name!r} cannot be {printable_value(value, 40)}")
         return cls(**values)
 
     def next_epoch(self) -> None:

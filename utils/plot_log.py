@@ -9,7 +9,7 @@ if __package__ in (None, ""):  # started as a script: its folder, not the projec
 from utils.errors import InputError, UsageError, run
 from utils.files import replacing
 from utils.flags import ArgumentParser
-from utils.text import first_line, printable
+from utils.text import first_line, printable, printable_value
 
 LOSSES = ("total", "seg", "fusion")
 METRICS = ("mIoU", "oIoU", "precision@0.5", "val_fusion")  # the last for runs that train the fuser alone
@@ -53,7 +53,7 @@ def _read_epoch(line: str) -> dict[str, float]:
     values = {name: epoch[name] for name in ("epoch", *LOSSES, *METRICS) if epoch.get(name) is not None}
     for name, value in values.items():
         if type(value) not in (int, float) or not -LARGEST < value < LARGEST:  # nor is NaN between the two
-            raise ValueError(f"{name!r} is {str(value)[:40]}, not a finite number")
+            raise ValueError(f"{name!r} is {printable_value(value, 40)}, not a finite number")
     return values
 
 

@@ -26,16 +26,16 @@ def printable(text: object, longest: int = LONGEST) -> str:
     """
     try:
         text = str(text)
-    except ValueError:  # an int of more than 4300 digits
+    except (ValueError, RecursionError):  # an int of more than 4300 digits; a list in a list in a list
         text = f"a very large {type(text).__name__}"
     cut = text[:longest] + "…" * (len(text) > longest)
     return "".join(character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
                    for character in cut)
 
 
-def printable_value(value: object) -> str:
+def printable_value(value: object, longest: int = LONGEST) -> str:
     """A value as in Python code, text in quotes, and as `printable`."""
-    return f"'{printable(value)}'" if isinstance(value, str) else printable(value)
+    return f"'{printable(value, longest)}'" if isinstance(value, str) else printable(value, longest)
 
 
 def printable_lines(text: str) -> str:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from utils.text import first_line, printable
+from utils.text import first_line, printable, printable_value
 
 from .tools import is_coco, is_labelme, read_coco, read_labelme
 
@@ -179,5 +179,5 @@ def _text(value: object, key: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{key} is {printable(repr(value))}, which holds half a character") from error
+        raise ValueError(f"{key} is {printable_value(value)}, which holds half a character") from error
     return value.strip()

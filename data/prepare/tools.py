@@ -2,7 +2,7 @@
 import posixpath
 from collections.abc import Iterator
 
-from utils.text import printable
+from utils.text import printable, printable_value
 
 # Where tools and data sets keep a sentence about an object.
 EXPRESSIONS = ("expression", "caption", "sentence", "description", "text")
@@ -35,7 +35,7 @@ def read_coco(content: dict) -> Iterator[tuple[str, dict | str]]:
         image, category = (known.get(annotation.get(key)) if isinstance(annotation.get(key), int | str) else None
                            for known, key in ((images, "image_id"), (categories, "category_id")))
         if image is None:
-            yield where, f"has the image_id {printable(repr(annotation.get('image_id')))}, which no image has"
+            yield where, f"has the image_id {printable_value(annotation.get('image_id'))}, which no image has"
             continue
         shape = annotation.get("segmentation")
         if not shape:
