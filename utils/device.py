@@ -213,9 +213,15 @@ def random_state(device: torch.device) -> dict:
 
 
 def set_random_state(state: dict, device: torch.device) -> None:
-    """Restore all generators from a `random_state`; that of the device stays as it is if the state has none."""
+    """Restore all generators from a `random_state`; that of the device stays as it is if the state has none.
+
+    Raises:
+        ValueError, and others of NumPy and PyTorch: the state is of another form.
+    """
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
+    if keys.dtype != torch.int64 or not bool(((keys >= 0) & (keys < 2 ** 32)).all()):
+        raise ValueError("the numbers of NumPy's generator are not of 32 bits")
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if device.type != "cpu" and "device" in state:

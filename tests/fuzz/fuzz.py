@@ -21,6 +21,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) 
 sys.path.insert(0, os.path.dirname(sys.path[0]))
 
 import torch
+from material import material
 from mutations import NESTING, smaller
 from sandbox import Outcome, Target, outcomes
 from targets import TARGETS
@@ -50,6 +51,7 @@ def prepare() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it would warn of the forks
     for name in ("matplotlib.pyplot", "pandas", "transformers", "trainer", "evaluator"):
         importlib.import_module(name)
+    material()
 
 
 def shrink(target: Target, value, kind: str):

@@ -21,9 +21,14 @@ SIDE = 33  # pixels, the smallest that the networks take
 
 
 @functools.cache
+def _folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="fuzz_material.")
+
+
+@functools.cache
 def material() -> Path:
     """A folder with `bert/`, `data.parquet` and `model.pth`, which no input changes."""
-    folder = Path(tempfile.mkdtemp(prefix="fuzz_material."))
+    folder = Path(_folder().name)
     write_tiny_bert(str(folder / "bert"), SENTENCES, hidden=16, layers=1, heads=1)
     pq.write_table(pa.Table.from_pylist([make_row(i) for i in range(6)]), folder / "data.parquet", row_group_size=4)
     SWIN_SIZES["nano"] = SwinSize(8, (1, 1, 1, 1), (1, 1, 1, 1))

@@ -114,6 +114,7 @@ def _serve(target: Target, make, numbers: list[int], folder: Path, writer: int) 
         start = _memory()
         resource.setrlimit(resource.RLIMIT_AS, (_virtual() + 3 * MEGABYTES * 2**20, resource.RLIM_INFINITY))
         for number in numbers:
+            _clear(folder)
             _limit_time(target.seconds)
             kind, detail = _try(target, make(number), folder, watch)
             grown = _memory() - start
@@ -193,13 +194,17 @@ class _Watch:
             raise PermissionError(13, "Permission denied", os.fsdecode(path))
 
 
-def _try(target: Target, value, folder: Path, watch: _Watch) -> tuple[str, str]:
-    """Kind and detail of the outcome of one input."""
+def _clear(folder: Path) -> None:
+    """Make the folders of an input anew, and go to one within the output folder, so that ../../x is there too."""
     for name in ("in", "out", "tmp"):
         shutil.rmtree(folder / name, ignore_errors=True)
         os.mkdir(folder / name)
-    os.makedirs(folder / "out/a/b")  # so that ../../x is within
+    os.makedirs(folder / "out/a/b")
     os.chdir(folder / "out/a/b")
+
+
+def _try(target: Target, value, folder: Path, watch: _Watch) -> tuple[str, str]:
+    """Kind and detail of the outcome of one input."""
     try:
         calls = target.prepare(value, folder)
     except Unmakeable:

@@ -74,6 +74,7 @@ KINDS = {"index": ["int64", "uint8", "string", "float64"], "image_name": ["strin
 
 def row_seeds() -> list:
     """Rows with the types of their columns, as a writer would choose them; and files as bytes."""
+    tokenizer()  # once for all children
     rows = [make_row(number, 21, 17) for number in range(3)]
     values = [{"rows": rows, "kinds": {name: kinds[0] for name, kinds in KINDS.items()}, "codec": codec, "group": 2}
               for codec in ("snappy", "zstd", "none")]

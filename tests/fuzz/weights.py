@@ -49,6 +49,7 @@ def _(value: Namespace, rng: random.Random):
 
 def checkpoint_seeds() -> list[list]:
     """[what it is, content or bytes of the file]."""
+    networks()  # once for all children
     content = torch.load(material() / "model.pth", weights_only=True)
     parts = {key: content[key] for key in ("model", "prefusion_model", "bert_model")}
     lavt_one = parts["model"] | {f"text_encoder.{name}": tensor for name, tensor in parts["bert_model"].items()}
