@@ -13,6 +13,8 @@ from timm.utils import ModelEmaV3
 
 from bert import Tokenizer, check_vocabulary, plain_config
 from data import MMRISDataset, evaluation_loader, object_sizes, training_loader
+from data.parquet_rows import find_parquet
+from data.row_cache import remove_copies
 from engine import evaluate, evaluate_fusion, train_one_epoch
 from evaluation.metrics import metrics_table
 from models import Architecture, build_criterion
@@ -170,6 +172,8 @@ def train(args: Namespace, device: torch.device) -> None:
             record.keep_latest(args.keep)
         autosave.save()
     record.close()
+    if args.remove_cache and main_process:
+        remove_copies(find_parquet(args.train_parquet), args.cache_dir)
     logger.info(describe_end(progress, args.epochs, os.path.join(args.output_dir, best_name(args))))
     if record.unwritten:
         raise InputError(f"these files could not be written, see the warnings above: {', '.join(record.unwritten)}; "
@@ -283,7 +287,7 @@ def training_data(args: Namespace, tokenizer: Tokenizer, device: torch.device):
     Raises:
         InputError: there are too few rows for a step.
     """
-    dataset = open_data_set(args, args.train_parquet, tokenizer, cache_dir="")
+    dataset = open_data_set(args, args.train_parquet, tokenizer, cache_dir=args.cache_dir)
     loader = training_loader(dataset, args.batch_size, args.grad_accum_steps, seed=args.seed, workers=args.workers,
                              pin_memory=args.pin_mem and can_pin_memory(device))
     if len(dataset) < loader.sampler.step_samples:

@@ -1,6 +1,8 @@
 """train_with_lavt.py, run as a researcher runs it."""
+import io
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -322,3 +324,25 @@ def test_rows_that_cannot_be_used_are_left_out_and_listed(scenes, tmp_path):
         assert [message.split(": infrared_image")[0] for message in epoch["left_out"]] == [
             f"{tmp_path / 'bad.parquet'}: row {row}" for row in (3, 5)]
         assert result.stdout.count("WARNING: left out: ") == 2
+
+
+@pytest.mark.parametrize("more", [[], ["--remove_cache"]])
+def test_a_file_of_large_row_groups_is_copied_once_to_where_the_flag_says(more, scenes, tmp_path):
+    table = pq.read_table(scenes / "mm_ris_train.parquet")
+    table = pa.concat_tables([table, table.slice(0, 4)])
+    masks = pa.array([large_mask(row) for row in range(len(table))])
+    table = table.set_column(table.schema.get_field_index("segmentation"), "segmentation", masks)
+    pq.write_table(table, tmp_path / "large.parquet", row_group_size=len(table))
+    result = train(scenes, tmp_path / "run", "--train_parquet", tmp_path / "large.parquet", "--cache_dir",
+                   tmp_path / "cache", "--epochs", 1, *more)
+    assert f"is written to {tmp_path / 'cache'}" in result.stdout
+    assert len(list((tmp_path / "cache").glob("*.row_cache"))) == (0 if more else 1)
+
+
+def large_mask(row: int) -> bytes:
+    """A mask of 600 × 600 in float64, 2.9 MB, so that few rows make a large row group."""
+    array = np.zeros((600, 600))
+    array[20 * row:20 * row + 90, 100:200] = 1
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()

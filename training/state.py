@@ -14,7 +14,8 @@ from .progress import Progress
 # These may differ when a run is resumed: they say where it computes and what it writes, not what it computes. Another
 # attention window shows in the tensors, which then do not fit.
 FREE = {"resume", "workers", "pin_mem", "device", "print_freq", "output_dir", "eval_vis_dir", "model_id", "keep",
-        "save_every_minutes", "dist_timeout", "eval_only", "max_bad_steps", "window12"}
+        "save_every_minutes", "dist_timeout", "eval_only", "max_bad_steps", "window12", "cache_dir",
+        "remove_cache"}
 ENTRIES = {"progress": dict, "optimizer": dict, "scaler": dict, "random": list, "rows": int}
 WRONG_CONTENT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
