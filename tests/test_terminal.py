@@ -6,7 +6,7 @@ import sys
 from functools import reduce
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, in_process
 
 from utils import distributed, errors, workers
 from utils.errors import InputError, UsageError
@@ -56,6 +56,12 @@ def test_escape_sequences_in_an_error_are_not_sent_to_the_terminal(capsys):
 
     assert run_main(main) == 1
     assert capsys.readouterr().err == "error: --resume: key \\x1b]0;title\\x07 \\ud800 is absent\n"
+
+
+def test_escape_sequences_in_names_of_files_are_not_sent_to_the_terminal(scenes, tmp_path):
+    name = tmp_path / "\x1b[31mred\u202e"
+    result = in_process("data/merge_parquet.py", scenes / "mm_ris_val.parquet", "--out", f"{name}.parquet")
+    assert result.stdout.startswith(f"wrote {tmp_path}/\\x1b[31mred\\u202e.parquet: 6 rows")
 
 
 def test_text_from_files_is_printed_on_one_line_and_cut():

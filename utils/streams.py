@@ -2,15 +2,20 @@
 import contextlib
 import logging
 import os
+import re
 import sys
 
 from .text import printable_lines
+
+# What a terminal obeys, besides line ends, tabs, and \x1b[A, with which a progress bar goes up a line.
+CONTROL = re.compile("[\0-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\x1b(?!\\[A)")
 
 
 class TolerantStream:
     """A text stream that discards what is written after its reader has gone, as in `predict.py … | head`.
 
-    Any other reason why it cannot be written is printed once, to standard error.
+    Any other reason why it cannot be written is printed once, to standard error. Control characters, which names of
+    files may hold, are escaped.
 
     Args:
         stream: with a file descriptor.
@@ -23,7 +28,8 @@ class TolerantStream:
         self.failed = False
 
     def write(self, text: str) -> int:
-        self._attempt(lambda: self._stream.write(text))
+        shown = CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+        self._attempt(lambda: self._stream.write(shown))
         return len(text)
 
     def flush(self) -> None:

@@ -23,7 +23,7 @@ sys.path.insert(0, os.path.dirname(sys.path[0]))
 import torch
 from material import material
 from mutations import NESTING, smaller
-from sandbox import Outcome, Target, outcomes
+from sandbox import MISTAKE, Outcome, Target, outcomes
 from targets import TARGETS
 
 from utils.progress import progress_bar, say
@@ -103,7 +103,9 @@ def fuzz(names: list[str], seed: int, minutes: float) -> dict[str, Counter]:
                 following[name] = outcome.number + 1
                 counts[name][outcome.kind] += 1
                 bar.update()
-                if outcome.failed and counts[name][outcome.kind] == 1:
+                if outcome.kind == MISTAKE:
+                    say(outcome.detail)
+                elif outcome.failed and counts[name][outcome.kind] == 1:
                     value = shrink(target, make(outcome.number), outcome.kind)
                     say(f"{name}: {outcome.kind}\n  {keep(target, value, outcome).relative_to(ROOT)}")
                 bar.set_postfix(target=name, failures=sum(map(failures, counts.values())), refresh=False)

@@ -30,6 +30,7 @@ from utils.errors import run
 
 MEGABYTES = 2048       # what an input may cost; the largest image that is read takes half of it
 BATCH = 500            # inputs of a child
+MISTAKE = "the fuzzer itself failed"
 PROGRAMS = {"git"}     # that may be started: training records the commit
 
 
@@ -124,7 +125,7 @@ def _serve(target: Target, make, numbers: list[int], folder: Path, writer: int) 
             if grown > MEGABYTES / 2:  # the peak never falls; the next child starts anew
                 break
     except BaseException:
-        os.write(writer, f"{json.dumps(['the fuzzer itself', traceback.format_exc()])}\n".encode())
+        os.write(writer, f"{json.dumps([MISTAKE, traceback.format_exc()])}\n".encode())
     os.write(writer, b"null\n")
     os._exit(0)
 

@@ -44,7 +44,8 @@ def _(value: torch.Tensor, rng: random.Random):
 
 @edited.register
 def _(value: Namespace, rng: random.Random):
-    return Namespace(**{str(key): item for key, item in mutate(rng, vars(value)).items()})
+    values = mutate(rng, vars(value))
+    return Namespace(**{str(key): item for key, item in values.items()}) if isinstance(values, dict) else values
 
 
 def checkpoint_seeds() -> list[list]:
