@@ -92,10 +92,11 @@ def make_config(values: Any, source: str):
         raise InputError(f"{source}: hidden_act is {printable_value(activation)}; known are {', '.join(ACTIVATIONS)}")
     config = BertConfig(attn_implementation="sdpa",
                         **{name: value for name, value in chosen.items() if name != "pad_token_id"})
-    config.pad_token_id = chosen.get("pad_token_id", 0)
-    if config.pad_token_id is not None and not _is_number(config.pad_token_id, int, 0, config.vocab_size - 1):
+    padding = chosen.get("pad_token_id", 0)
+    if padding is not None and not _is_number(padding, int, 0, config.vocab_size - 1):
         raise InputError(f"{source}: pad_token_id must be a number below vocab_size, {config.vocab_size}, not "
-                         f"{printable_value(config.pad_token_id)}")
+                         f"{printable_value(padding)}")
+    config.pad_token_id = padding
     if config.hidden_size % config.num_attention_heads:
         raise InputError(f"{source}: the {config.num_attention_heads} attention heads do not divide the hidden size, "
                          f"{config.hidden_size}")

@@ -144,6 +144,7 @@ def configured(tiny_bert, tmp_path):
     ("max_position_embeddings", 19, "max_position_embeddings must be"), ("hidden_dropout_prob", 2, "0 to 1, not 2"),
     ("hidden_act", "evil", "hidden_act is 'evil'"), ("hidden_act", ["gelu"], "hidden_act is"),
     ("layer_norm_eps", float("inf"), "layer_norm_eps must be"), ("pad_token_id", 10 ** 6, "pad_token_id must be"),
+    ("pad_token_id", [0], "pad_token_id must be"),
     ("model_type", "roberta", "of type 'roberta', not BERT"), ("model_type", [1], "of type .*, not BERT"),
     ("position_embedding_type", "relative_key", "position_embedding_type is 'relative_key'"),
 ])
