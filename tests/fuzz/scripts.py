@@ -1,10 +1,13 @@
 """Command lines of all scripts, and our own results read again."""
+import functools
 import json
 import random
+import re
 from pathlib import Path
 
+from checks import ROOT
 from material import material, read_files, write_files
-from mutations import edited, mutate
+from mutations import ODD_NUMBERS, ODD_TEXTS, edited, mutate
 from rows import make_row
 from sandbox import Unmakeable, command
 from sets import table_seeds
@@ -76,9 +79,17 @@ def mutate_command(rng: random.Random, words: list) -> list:
         place = rng.choice(flags) + 1
         if place < len(words):
             return [*words[:place], edited(words[place], rng), *words[place + 1:]]
-    if rng.random() < 0.3:
-        return [*words, rng.choice(("--help", "--", "--x", "-b", "--amp", "--resume", "--bad_rows=skip"))]
+    if rng.random() < 0.5:  # another flag
+        value = str(rng.choice((*ODD_NUMBERS, *ODD_TEXTS, "1", "2", "0.5", "IN", "IN/model.pth", "OUT")))
+        return [*words, rng.choice(flags_of(str(words[0]))), *([value] if rng.random() < 0.7 else [])]
     return [words[0], *edited(words[1:], rng)]
+
+
+@functools.cache
+def flags_of(script: str) -> list[str]:
+    """The flags in the source of a script, and those that several scripts share."""
+    source = "".join((ROOT / name).read_text("utf-8") for name in (script, "utils/flags.py"))
+    return sorted({"--help", "--", "--x", "-b", "-j", *re.findall(r'"(--[\w-]+)"', source)})
 
 
 def prepare_command(words: list, folder: Path):
