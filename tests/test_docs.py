@@ -11,9 +11,10 @@ DOCUMENTS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCUMENTS]
 SCRIPTS = ["train_with_lavt.py", "test.py", "predict.py", "compare.py", "data/synthetic.py", "data/merge_parquet.py",
            "data/build_parquet.py", "data/check_parquet.py", "utils/fetch_weights.py", "utils/plot_log.py"]
-OTHER_PROGRAMS = {  # torchrun, pip, tensorboard, Slurm
+OTHER_PROGRAMS = {  # torchrun, pip, tensorboard, Slurm, Docker
     "--nproc_per_node", "--nnodes", "--rdzv_backend", "--rdzv_endpoint", "--index-url", "--logdir", "--nodes",
-    "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--time", "--signal", "--requeue", "--open-mode"}
+    "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--time", "--signal", "--requeue", "--open-mode",
+    "--shm-size"}
 
 
 def page_id(path: Path) -> str:
