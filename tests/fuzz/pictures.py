@@ -21,7 +21,7 @@ from predictor import Predictor
 def image_seeds() -> list[bytes]:
     rng = np.random.default_rng(0)
     colour = rng.integers(0, 256, (9, 13, 3), dtype=np.uint8)
-    deep = rng.integers(0, 2**16, (9, 13), dtype=np.uint16)
+    deep = rng.integers(1, 2**16, (9, 13), dtype=np.uint16)
     exif = Image.Exif()
     exif[Image.ExifTags.Base.Orientation] = 6
     exif[Image.ExifTags.Base.Artist] = "x" * 20
@@ -30,7 +30,7 @@ def image_seeds() -> list[bytes]:
     seeds += [saved(Image.fromarray(colour).convert(mode), kind) for mode, kind in (
         ("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("1", "PNG"), ("RGBA", "PNG"), ("LA", "PNG"), ("P", "GIF"))]
     seeds += [saved(Image.fromarray(deep), kind) for kind in ("PNG", "TIFF")]
-    seeds += [saved(Image.fromarray(deep.astype(np.float32)), "TIFF")]
+    seeds += [saved(Image.fromarray(values.astype(np.float32)), "TIFF") for values in (deep, deep / 2**16, deep * np.nan)]
     seeds += [saved(Image.fromarray(colour), "TIFF", compression=name) for name in ("tiff_lzw", "tiff_deflate", "jpeg")]
     seeds += [saved(Image.fromarray(colour), kind, exif=exif) for kind in ("JPEG", "PNG", "WEBP")]
     return [*seeds, npy(deep), b""]

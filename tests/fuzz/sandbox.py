@@ -3,7 +3,7 @@
 A child is a fork of this process, so that a crash, a hang or a growing memory ends the child alone. What is not right:
 a traceback, an exit code other than 0, 1 or 2, more than a sentence on stderr, control characters on the terminal, a
 program that is started, a file written outside the output folder, a temporary or incomplete file left behind, more
-than `MEGABYTES` of memory or the target's `seconds` on the processor.
+of memory, or of time on the processor, than the target's `megabytes` and `seconds`.
 """
 import contextlib
 import faulthandler
@@ -28,7 +28,6 @@ from checks import ROOT, about_files, about_output, about_sentence, listing, pla
 
 from utils.errors import run
 
-MEGABYTES = 2048       # what an input may cost; the largest image that is read takes half of it
 BATCH = 500            # inputs of a child
 MISTAKE = "the fuzzer itself failed"
 PROGRAMS = {"git"}     # that may be started: training records the commit
@@ -48,6 +47,7 @@ class Target(NamedTuple):
             `folder`/out.
         tried: how many inputs the test suite tries.
         seconds: on the processor, that an input may take.
+        megabytes: of memory, likewise; the largest image that is read takes half of the default.
         allowed: what a call may raise, with one sentence; if empty, it may end as `utils.errors.run` lets scripts end.
         anywhere: the input itself may name the place to write to.
     """
@@ -58,6 +58,7 @@ class Target(NamedTuple):
     prepare: Callable[[Any, Path], list[Callable[[], Any]]]
     tried: int
     seconds: float = 10
+    megabytes: int = 2048
     allowed: tuple[type[Exception], ...] = ()
     anywhere: bool = False
 
@@ -113,16 +114,16 @@ def _serve(target: Target, make, numbers: list[int], folder: Path, writer: int) 
     try:
         watch = _enter(folder, target)
         start = _memory()
-        resource.setrlimit(resource.RLIMIT_AS, (_virtual() + 3 * MEGABYTES * 2**20, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, (_virtual() + 3 * target.megabytes * 2**20, resource.RLIM_INFINITY))
         for number in numbers:
             _clear(folder)
             _limit_time(target.seconds)
             kind, detail = _try(target, make(number), folder, watch)
             grown = _memory() - start
-            if grown > MEGABYTES and kind in ("done", "refused"):
-                kind, detail = f"memory beyond {MEGABYTES} MB", f"{grown} MB"
+            if grown > target.megabytes and kind in ("done", "refused"):
+                kind, detail = f"memory beyond {target.megabytes} MB", f"{grown} MB"
             os.write(writer, f"{json.dumps([kind, detail])}\n".encode())
-            if grown > MEGABYTES / 2:  # the peak never falls; the next child starts anew
+            if grown > target.megabytes / 2:  # the peak never falls; the next child starts anew
                 break
     except BaseException:
         os.write(writer, f"{json.dumps([MISTAKE, traceback.format_exc()])}\n".encode())

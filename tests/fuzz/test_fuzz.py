@@ -52,7 +52,7 @@ def say(text: str, stream: int = 2):
     (lambda folder: exec("raise SystemExit(3)"), "exit code 3"),
     (lambda folder: os.abort(), "SIGABRT"),
     (lambda folder: [None for _ in iter(int, 1)], "hang"),
-    (lambda folder: np.ones(9 * 2**25), "memory beyond"),
+    (lambda folder: np.ones(2**25), "memory beyond"),
     (lambda folder: subprocess.run(["true"], check=True), "starts the program true"),
     (lambda folder: write(folder / "x"), "writes to x"),
     (lambda folder: write(folder / "in/x"), "writes to in/x"),
@@ -71,7 +71,7 @@ def say(text: str, stream: int = 2):
     (lambda folder: write(folder / "out/x.json", "{}"), "done"),
 ])
 def test_the_sandbox_sees(call, kind):
-    assert kind_of(call, seconds=2 if kind == "hang" else 20).startswith(kind)
+    assert kind_of(call, seconds=1 if kind == "hang" else 20, megabytes=200).startswith(kind)
 
 
 def raise_(error: Exception) -> None:
