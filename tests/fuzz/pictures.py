@@ -30,7 +30,8 @@ def image_seeds() -> list[bytes]:
     seeds += [saved(Image.fromarray(colour).convert(mode), kind) for mode, kind in (
         ("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("1", "PNG"), ("RGBA", "PNG"), ("LA", "PNG"), ("P", "GIF"))]
     seeds += [saved(Image.fromarray(deep), kind) for kind in ("PNG", "TIFF")]
-    seeds += [saved(Image.fromarray(values.astype(np.float32)), "TIFF") for values in (deep, deep / 2**16, deep * np.nan)]
+    seeds += [saved(Image.fromarray(values.astype(np.float32)), "TIFF")
+              for values in (deep, deep / 2**16, deep * np.nan)]
     seeds += [saved(Image.fromarray(colour), "TIFF", compression=name) for name in ("tiff_lzw", "tiff_deflate", "jpeg")]
     seeds += [saved(Image.fromarray(colour), kind, exif=exif) for kind in ("JPEG", "PNG", "WEBP")]
     return [*seeds, npy(deep), b""]
