@@ -1,5 +1,6 @@
 """A checkpoint opened for use: its tokenizer, and its model with the requested precision and mirroring."""
 import argparse
+import importlib.util
 import logging
 import numbers
 import os
@@ -23,10 +24,8 @@ from utils.text import printable_value
 
 from .bert_files import check_given, find_bert
 
-try:
-    from models import fast
-except ImportError:  # the folder may be deleted: the same results, slower
-    fast = None
+# The folder may be deleted: the same results, slower.
+fast = importlib.import_module("models.fast") if importlib.util.find_spec("models.fast") else None
 
 logger = logging.getLogger(__name__)
 

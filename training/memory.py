@@ -1,5 +1,6 @@
 """The memory that training takes: what lowers it, and what is said when it runs out."""
 import contextlib
+import importlib.util
 
 import torch
 from torch import nn
@@ -7,10 +8,8 @@ from torch import nn
 from utils.device import is_out_of_memory
 from utils.errors import InputError, UsageError
 
-try:
-    from models import fast
-except ImportError:  # the folder may be deleted: the same results, slower and in more memory
-    fast = None
+# The folder may be deleted: the same results, slower and in more memory.
+fast = importlib.import_module("models.fast") if importlib.util.find_spec("models.fast") else None
 
 
 def lower_memory(model: nn.Module, device: torch.device, activation_checkpointing: bool) -> None:
