@@ -81,7 +81,8 @@ def to_picture(image) -> Picture:
         image = upright(array, _orientation(image))
     elif not isinstance(image, np.ndarray):
         raise ValueError(f"an image must be a NumPy array or a PIL image, not {type(image).__name__}")
-    array = image[..., None] if image.ndim == 2 else image
+    array = np.asarray(image)  # without what a subclass, such as a masked array, does of its own
+    array = array[..., None] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size or array.dtype.kind not in "buif":
         raise ValueError("an image must be an array of numbers of shape (height, width), or with 1, 3 or 4 channels "
                          f"behind, not {image.dtype} {image.shape}")

@@ -249,3 +249,10 @@ def test_pipes_are_left_out(tmp_path):
 def test_masks_are_matched_by_the_same_rules():
     found = match_names(["f_1_RGB.png", "f_2_RGB.png"], ["f_1_mask.png", "f_2_mask.png"], (VISIBLE_WORDS, MASK_WORDS))
     assert found.partners == {"f_1_RGB.png": "f_1_mask.png", "f_2_RGB.png": "f_2_mask.png"}
+
+
+def test_of_a_masked_array_the_values_are_taken(recwarn):
+    values = np.arange(63, dtype=np.int32).reshape(7, 9) * 10
+    masked = np.ma.masked_greater(values, 500)
+    assert np.array_equal(to_picture(masked).pixels, to_picture(values).pixels)
+    assert not recwarn.list

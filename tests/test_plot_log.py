@@ -32,11 +32,11 @@ def test_epochs_without_a_finite_loss_are_left_out_of_the_curve(tmp_path):
     ('{"epoch": 1, "total": NaN}', "'total' is nan, not a finite number"),
     ('{"epoch": 1, "total": -Infinity}', "'total' is -inf, not a finite number"),
     ('{"epoch": 1, "total": [1, 2]}', "'total' is [1, 2], not a finite number"),
-    ('{"epoch": 1, "total": 1, "mIoU": "20"}', "'mIoU' is 20, not a finite number"),
+    ('{"epoch": 1, "total": 1, "mIoU": "20"}', "'mIoU' is '20', not a finite number"),
     ('{"epoch": true, "total": 1}', "'epoch' is True, not a finite number"),
     ('{"epoch": 1, "total": 1' + "0" * 400 + "}", "not a finite number"),
     ("[" * 100_000, "this is no epoch of a training run"),
-    ('{"epoch": "\\u001b[31m", "total": 1}', "'epoch' is \\x1b[31m, not a finite number")])
+    ('{"epoch": "\\u001b[31m", "total": 1}', "'epoch' is '\\x1b[31m', not a finite number")])
 def test_what_is_no_log_is_refused_in_one_sentence(line, message, tmp_path):
     write_log(tmp_path, json.dumps(EPOCH), line)
     process = plot(tmp_path, ok=False)

@@ -10,7 +10,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 LONGEST_LINE = 10_100  # characters that a sentence may have
-NOISE = re.compile(r"^(\w*Decode\w*|tempfile\.tif|\w*TIFF\w*|JPEGLib): .*\n", re.M)  # libtiff prints, Pillow raises
+NOISE = re.compile(r"^(\w*Decode\w*|tempfile\.tif|\w*TIFF\w*|JPEGLib|libpng \w+): .*\n", re.M)  # they print and raise
 CONTROL = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f\u202a-\u202e\u2066-\u2069]")
 TEMPORARY = re.compile(r"tmp|writing|\.part$")
 
