@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from checkpoints import Harmful, same, swin_file
 from conftest import arguments
 
 from models import build_from_checkpoint, build_model
@@ -13,24 +14,10 @@ from utils import checkpoint
 from utils.errors import InputError, UsageError
 
 
-class Harmful:
-    """Unpickling this would create a folder."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
 @pytest.fixture
 def model(tiny_bert):
     torch.manual_seed(0)
     return build_model(arguments(swin_type="micro", prefusion_base_ch=4, ck_bert=tiny_bert))
-
-
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_a_released_checkpoint_with_its_namespace_is_read(model, tmp_path, tiny_bert):
@@ -233,16 +220,6 @@ def test_a_bias_table_of_no_window_is_skipped(rows, model, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         checkpoint.load_swin_weights(model.segmenter.backbone, path)
     assert "0 resized, 4 skipped" in caplog.text
-
-
-def swin_file(backbone: dict, path) -> str:
-    """Dress up a backbone as Swin's ImageNet file: no fusion, but a head and masks."""
-    weights = {key: tensor for key, tensor in backbone.items()
-               if not any(part in key for part in ("fusion", "res_gate", "norm0", "norm3"))}
-    weights |= {"norm.weight": torch.ones(256), "head.weight": torch.ones(1000, 256),
-                "layers.0.blocks.1.attn_mask": torch.zeros(4, 49, 49)}
-    torch.save({"model": weights}, path)
-    return str(path)
 
 
 def test_swin_weights_load_and_the_rest_keeps_its_start(model, tiny_bert, tmp_path, caplog):

@@ -199,4 +199,4 @@ def test_16_bits_are_warned_of_where_the_cpu_has_no_instructions_for_them(monkey
     assert not caplog.text
     monkeypatch.setattr(devices, "is_slow", lambda device, dtype: True)
     devices.warn_if_slow(cpu, torch.bfloat16)
-    assert "no instructions for bfloat16" in caplog.text and "leave out --amp" in caplog.text
+    assert "no instructions for bfloat16" in caplog.text and "leave out amp" in caplog.text

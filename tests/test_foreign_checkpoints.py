@@ -10,8 +10,8 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from checkpoints import Harmful, same, swin_file
 from conftest import arguments
-from test_checkpoint import Harmful, same, swin_file
 
 from bert import Tokenizer, plain_config
 from evaluation.inference import open_checkpoint

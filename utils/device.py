@@ -148,7 +148,7 @@ def warn_if_slow(device: torch.device, dtype: torch.dtype | None) -> None:
     """Warn where a 16-bit type makes a program many times slower."""
     if is_slow(device, dtype):
         logger.warning("WARNING: this CPU has no instructions for %s and takes many times longer than in float32; "
-                       "leave out --amp", str(dtype).removeprefix("torch."))
+                       "compute in float32 (leave out amp)", str(dtype).removeprefix("torch."))
 
 
 def allow_tf32(device: torch.device) -> None:
