@@ -54,11 +54,12 @@ def assemble(architecture: Architecture, text_encoder: nn.Module, segment: bool 
     """
     config: Any = text_encoder.config
     text_dim = config.hidden_size
-    fuser = UNetFuser(architecture.prefusion_base_ch, text_dim)
     if not segment:
-        return RISFusion(text_encoder, fuser, None)
+        return RISFusion(text_encoder, UNetFuser(architecture.prefusion_base_ch, text_dim), None)
+    # The order in which the networks are built decides which random weights a seed gives each of them.
     backbone = LanguageSwin(architecture.size, architecture.window, text_dim, architecture.pwam_heads,
                             architecture.fusion_drop)
+    fuser = UNetFuser(architecture.prefusion_base_ch, text_dim)
     return RISFusion(text_encoder, fuser, LAVT(backbone, architecture.size.embed_dim))
 
 

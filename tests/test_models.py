@@ -7,7 +7,11 @@ from conftest import arguments
 from parity import checkpoint_keys, fill_, golden, inputs
 from transformers import BertConfig, BertModel
 
-from models import INPUTS, build_criterion, build_model
+from bert import build_text_encoder
+from models import INPUTS, Architecture, build_criterion, build_model
+from models.fuser import UNetFuser
+from models.lavt import LAVT
+from models.swin import LanguageSwin
 
 GOLDEN = golden()
 
@@ -231,3 +235,19 @@ def test_what_the_words_change_survives_autocast():
             mixed = attention(x, text, mask)
             coarse = attention.attend(x.bfloat16(), text.bfloat16(), mask.bfloat16())
     assert (mixed - exact).norm() < 0.01 * exact.norm() < (coarse.float() - exact).norm()
+
+
+def test_a_seed_gives_each_network_the_weights_that_it_always_gave(tiny_bert):
+    """The text encoder is built first, then Swin, the fuser and LAVT's decoder."""
+    args = arguments(swin_type="micro", prefusion_base_ch=4, ck_bert=tiny_bert)
+    torch.manual_seed(0)
+    model = build_model(args)
+    torch.manual_seed(0)
+    build_text_encoder(tiny_bert)
+    architecture = Architecture.from_flags(args)
+    backbone = LanguageSwin(architecture.size, architecture.window, 128)
+    fuser = UNetFuser(4, 128)
+    segmenter = LAVT(backbone, architecture.size.embed_dim)
+    for network, expected in ((model.fuser, fuser), (model.segmenter, segmenter)):
+        for (name, tensor), other in zip(network.state_dict().items(), expected.state_dict().values(), strict=True):
+            assert torch.equal(tensor, other), name
