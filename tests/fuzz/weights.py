@@ -113,7 +113,9 @@ def bert_seeds() -> list[dict]:
     return [config, pickled, words | {"vocab.txt": files["vocab.txt"].decode()}, files]
 
 
-def mutate_bert(rng: random.Random, files: dict) -> dict:
+def mutate_bert(rng: random.Random, files):
+    if not isinstance(files, dict):
+        return files
     names = [name for name in files if name != "model.safetensors"] if rng.random() < 0.9 else list(files)
     if not names or rng.random() < 0.05:
         return mutate(rng, files) if files else files
