@@ -39,7 +39,7 @@ def _(value: torch.Tensor, rng: random.Random):
     try:
         return rng.choice(kinds)()
     except (RuntimeError, IndexError, TypeError, ValueError, NotImplementedError):
-        return value[..., :1] if value.dim() else value.float()
+        return value.float() if value.is_nested or not value.dim() else value[..., :1]
 
 
 @edited.register
