@@ -50,8 +50,9 @@ def test_a_step_of_several_processes_is_that_of_one_with_the_whole_batch(seg_los
             assert (one - several).norm() <= 1e-5 * one.norm()
 
 
-def test_several_processes_train_and_only_one_writes(scenes, tmp_path):
-    output = finish(torchrun(2, *training(scenes, tmp_path, "--epochs", 1, "-b", 2)))
+@pytest.mark.parametrize("flags", [[], ["--fuser_text", "none", "--detach_fused"]])
+def test_several_processes_train_and_only_one_writes(flags, scenes, tmp_path):
+    output = finish(torchrun(2, *training(scenes, tmp_path, "--epochs", 1, "-b", 2, *flags)))
     assert "4 steps, 4 samples a step" in output
     assert output.count("16 training and 6 validation samples") == 1
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
