@@ -91,6 +91,9 @@ def build_parser() -> ArgumentParser:
                                 ("sobel_ir", 1.0, "the edge distance to the infrared image"),
                                 ("grad", 1.0, "the edge distance to the stronger edge of the two")):
         loss.add_argument(f"--w_{name}", type=weight, default=default, help=f"weight of {what}")
+    loss.add_argument("--w_focus", type=weight, default=0.0,
+                      help="weight of a term that is not the paper's: it makes the referred object stand out in the "
+                           "fused image; 0: leave it out")
     loss.add_argument("--ssim_window", type=at_least(3, most=1001), default=11,
                       help="side of SSIM's window in pixels; odd")
     loss.add_argument("--ssim_sigma", type=at_least(0.1, float, most=1000), default=1.5,
@@ -215,6 +218,8 @@ def contradictions(args: argparse.Namespace) -> list[tuple[str, bool, str]]:
          "LAVT"),
         ("lambda_prefusion", args.train_fuser_only and not args.lambda_prefusion,
          "at 0 there is nothing for --train_fuser_only to learn from"),
+        ("w_focus", bool(args.w_focus and args.train_fuser_only),
+         "leave it out; it needs the masks of the objects, which --train_fuser_only does not read"),
         ("detach_fused", args.detach_fused and args.train_fuser_only,
          "leave it out; with --train_fuser_only there is no segmentation loss"),
         ("detach_fused", args.detach_fused and not args.lambda_prefusion,

@@ -1,4 +1,4 @@
-"""The losses of the joint training: seven fusion terms on luma, and the segmentation loss."""
+"""The losses of the joint training: the fusion terms on luma, and the segmentation loss."""
 import functools
 import math
 from collections.abc import Callable, Iterable
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from utils.color import destandardise, luma
 
+from .focus import focus_term
 from .ris_fusion import Output
 
 Average = Callable[[Tensor], Tensor]  # the mean of a tensor over the processes that train together
@@ -145,6 +146,7 @@ class LossWeights:
         seg_loss: the segmentation loss, a key of SEG_LOSSES.
         lambda_prefusion: weight of the fusion loss.
         ssim_vis … grad: weights of the fusion terms, by the names of `fusion_terms`; an SSIM enters as 1 − SSIM.
+        focus: weight of `focus_term`, a further fusion term, which needs masks; 0, as in the paper, leaves it out.
         ssim_window, ssim_sigma, ssim_edges: as in `structural_similarity`.
     Raises:
         ValueError: an unknown loss, a weight that is negative or not finite, or an SSIM that cannot be computed.
@@ -159,6 +161,7 @@ class LossWeights:
     sobel_vis: float = 0.0
     sobel_ir: float = 1.0
     grad: float = 1.0
+    focus: float = 0.0
     ssim_window: int = 11
     ssim_sigma: float = 1.5
     ssim_edges: str = "valid"
@@ -166,7 +169,7 @@ class LossWeights:
     def __post_init__(self) -> None:
         if self.seg_loss not in SEG_LOSSES:
             raise ValueError(f"{self.seg_loss!r} is none of the segmentation losses {', '.join(SEG_LOSSES)}")
-        for name in ("lambda_prefusion", *FUSION_TERMS):
+        for name in ("lambda_prefusion", *FUSION_TERMS, "focus"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"the weight {name} must be a finite number of at least 0, not {getattr(self, name)}")
         if self.ssim_window < 3 or self.ssim_window % 2 == 0:
@@ -180,14 +183,14 @@ class LossWeights:
     def from_flags(cls, flags: Any) -> "LossWeights":
         """From anything with the attributes `seg_loss`, `lambda_prefusion` and `w_` with the name of each term.
 
-        `ssim_window`, `ssim_sigma` and `ssim_edges` may be absent.
+        `w_focus`, `ssim_window`, `ssim_sigma` and `ssim_edges` may be absent.
         """
         if isinstance(flags, cls):
             return flags
         weights = {name: getattr(flags, f"w_{name}") for name in FUSION_TERMS}
         given = {name: getattr(flags, name) for name in ("ssim_window", "ssim_sigma", "ssim_edges")
                  if hasattr(flags, name)}
-        return cls(flags.seg_loss, flags.lambda_prefusion, **weights, **given)
+        return cls(flags.seg_loss, flags.lambda_prefusion, **weights, focus=getattr(flags, "w_focus", 0.0), **given)
 
 
 class JointCriterion(nn.Module):
@@ -214,14 +217,18 @@ class JointCriterion(nn.Module):
             output: with `fused` (B, 3, H, W) standardised and `logits` (B, 2, H, W); None for a model without
                 segmenter, whose loss is the fusion loss alone.
             vis, ir: (B, 3, H, W), standardised.
-            target: (B, H, W) int64, 1 on the referred object; unused without logits.
+            target: (B, H, W) int64, 1 on the referred object; unused without logits and focus.
         Returns:
-            The scalar to minimise, and its parts, detached: the terms of `fusion_terms`, `fusion` (their weighted
-            sum), `seg` (where there are logits) and `total`.
+            The scalar to minimise, and its parts, detached: the terms of `fusion_terms`, `focus` (if its weight is
+            above 0), `fusion` (their weighted sum), `seg` (where there are logits) and `total`.
         """
         terms = fusion_terms(output.fused.float(), vis, ir, self.similarity)
         fusion = sum(getattr(self.weights, name) * (1 - terms[name] if name.startswith("ssim") else terms[name])
                      for name in FUSION_TERMS)
+        if self.weights.focus > 0:
+            assert target is not None
+            terms["focus"] = focus_term(output.fused.float(), vis, ir, target)
+            fusion = fusion + self.weights.focus * terms["focus"]
         total = self.weights.lambda_prefusion * fusion
         terms["fusion"] = fusion
         if output.logits is not None:

@@ -257,6 +257,8 @@ def test_starting_anew_in_a_folder_keeps_the_earlier_run(scenes, tmp_path):
     (["-b", 17], 1, "has 16 rows, fewer than the 17 of one step"),
     (["--train_fuser_only", "--freeze_bert"], 2, "leave out --freeze_bert"),
     (["--train_fuser_only", "--lambda_prefusion", "0"], 2, "nothing for --train_fuser_only to learn from"),
+    (["--train_fuser_only", "--w_focus", 1], 2, "--w_focus: leave it out; it needs the masks of the objects"),
+    (["--w_focus", "-1"], 2, "--w_focus: must be a number of at least 0"),
     (["--train_fuser_only", "--detach_fused"], 2, "--detach_fused: leave it out; with --train_fuser_only there is no"),
     (["--detach_fused", "--lambda_prefusion", "0"], 2, "at --lambda_prefusion 0 the fuser has nothing else"),
     (["--fuser_text", "some"], 2, "--fuser_text: invalid choice: 'some'"),
