@@ -27,6 +27,7 @@ from gpu.report import FAILED, LEFT_OUT, OK, Report
 from utils.errors import InputError, run
 from utils.flags import ArgumentParser, at_least, make_folder
 
+SCRIPT = os.path.abspath(__file__)
 SECONDS = 540
 LAST_WORDS = 2000  # characters of a process's output that are looked at for a reason
 
@@ -109,27 +110,30 @@ def measure_task(task: Task, rows: list[str], seconds: float, report: Report, sc
     path = os.path.join(scratch, "settings.json")
     with open(path, "w", encoding="utf-8") as file:
         json.dump(settings, file)
-    log, start, missing, killed = os.path.join(report.folder, f"{task.name}.txt"), time.monotonic(), list(rows), []
+    log, start, missing = os.path.join(report.folder, f"{task.name}.txt"), time.monotonic(), list(rows)
     with open(log, "w", encoding="utf-8") as complaints:
         process = subprocess.Popen(
-            [sys.executable, os.path.abspath(__file__), "--task", task.function, "--settings", path],
+            [sys.executable, SCRIPT, "--task", task.function, "--settings", path],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, text=True,
             env=os.environ | task.environment, start_new_session=True)
-    clock = threading.Timer(seconds, lambda: (killed.append(True), end_all(process)))
+    clock = threading.Timer(seconds, end_all, [process])
     clock.start()
     try:
         for line in process.stdout:
-            answer = json.loads(line)
-            missing.remove(answer["row"])
-            report.add(task.part, answer.pop("row"), answer.pop("state"), answer.pop("seconds"), **answer)
+            if line.endswith("\n"):  # else the process was ended while it wrote
+                answer = json.loads(line)
+                missing.remove(answer["row"])
+                report.add(task.part, answer.pop("row"), answer.pop("state"), answer.pop("seconds"), **answer)
         code = process.wait()
     finally:
         clock.cancel()
         end_all(process)
         process.stdout.close()
+    took = time.monotonic() - start
     for row in missing:
-        why = f"took longer than {seconds:.0f} s" if killed else f"the process ended with {code}: {last_words(log)}"
-        report.add(task.part, row, FAILED, time.monotonic() - start, why=why)
+        why = (f"not there after {seconds:.0f} s" if took >= seconds else
+               f"the process ended with {code}: {last_words(log)}")
+        report.add(task.part, row, FAILED, took, why=why)
 
 
 def end_all(process: subprocess.Popen) -> None:

@@ -5,17 +5,18 @@ import time
 import torch
 from bench_infer import Way, sentences
 
+from .prediction import from_file_to_file
+
 LARGE, TINY_LARGE = 32, 4  # batch
 
 
-def bf16(bench) -> None:
-    """The rows in bfloat16."""
-    _rows(bench, "bf16", "amp")
-
-
-def float32(bench) -> None:
-    """The rows in float32, TensorFloat-32 off."""
-    _rows(bench, "float32", "default")
+def eager(bench) -> None:
+    """The rows that are not compiled; in float32 TensorFloat-32 is off."""
+    for precision, way in (("bf16", "amp"), ("float32", "default")):
+        bench.row(f"{precision}, batch 1", functools.partial(_passes, bench, way, 1))
+        bench.row(f"{precision}, batch 32", functools.partial(_passes, bench, way, _large(bench)))
+        bench.row(f"{precision}, sentences about a pair", functools.partial(_sentences, bench, way))
+    from_file_to_file(bench)
 
 
 def compiled_1(bench) -> None:
@@ -34,12 +35,6 @@ def _large(bench) -> int:
 
 def _make(bench, way: str, size: int) -> Way:
     return Way(way, bench.args(size), bench.device, bench.model())
-
-
-def _rows(bench, precision: str, way: str) -> None:
-    for name, size in ((f"{precision}, batch 1", 1), (f"{precision}, batch 32", _large(bench))):
-        bench.row(name, functools.partial(_passes, bench, way, size))
-    bench.row(f"{precision}, sentences about a pair", lambda: _sentences(bench, way))
 
 
 def _passes(bench, way: str, size: int) -> dict:

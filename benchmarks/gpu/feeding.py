@@ -69,7 +69,7 @@ def reading(bench) -> None:
     """Samples a second that worker processes read, while nothing else is done."""
     folder = synthetic_files(bench)
     for row in bench.wanted:
-        workers = int(row.split()[1])
+        workers = int(row.split()[-1])
         bench.row(row, lambda workers=workers: _reading(bench, folder, workers))
 
 

@@ -38,13 +38,15 @@ def _profile(bench) -> tuple[dict, dict]:
         events = json.load(file)["traceEvents"]
     figures, table = summarise(events, KINDS if cuda else ("cpu_op",), STEPS)
     figures = {"profiled": row, "batch": size, "px": bench.side, **figures, "trace": os.path.basename(path)}
-    if "ms" in training.get(row, {}):  # the profiler slows the host down, not the kernels
+    if not cuda:
+        figures = {name: value for name, value in figures.items() if "kernel" not in name} | {
+            "operators a step": figures["kernels a step"],
+            "kernels": "left out: a CPU has none; the table has operators, each with those it calls"}
+    elif "ms" in training.get(row, {}):  # the profiler slows the host down, not the kernels
         unprofiled = training[row]["ms"]
         figures |= {"ms a step, unprofiled": unprofiled,
                     "share without a kernel, unprofiled": max(0.0, 1 - figures["busy, ms a step"] / unprofiled)}
-    if not cuda:
-        figures["kind"] = "operators, each with those it calls; a CPU has no kernels"
-    return figures, {f"the {SHOWN} dearest, of all steps": table}
+    return figures, {f"the {SHOWN} dearest": table}
 
 
 def summarise(events: list[dict], kinds: tuple[str, ...], steps: int) -> tuple[dict, dict]:

@@ -8,11 +8,11 @@ PARTS = {"right": "Right", "training": "Training", "evaluation": "Evaluation and
          "kernels": "Where the time goes"}
 DEVICE = "device"  # the part that is always measured, first
 
-SYNC = "only PyTorch's CUDA backend reports host syncs"
+SYNC = "only on CUDA can PyTorch refuse host syncs (torch.cuda.set_sync_debug_mode)"
 TF32 = "only CUDA GPUs have TensorFloat-32"
-CUDNN = "cuDNN runs on CUDA GPUs alone"
+CUDNN = "cuDNN is for CUDA GPUs"
 COMPILING = "code generation for a CPU takes minutes"
-MEMORY = "a CPU has no memory of its own to fill"
+MEMORY = "filling a computer's own memory would stop other programs"
 
 READERS, TINY_READERS = (8, 16), (1, 2)  # worker processes
 
@@ -54,24 +54,22 @@ def tasks(tiny: bool) -> list[Task]:
         Task("device", DEVICE, "device:describe_device", (Row("device"),), 0, 60),
         Task("networks", "right", "right:networks", (
             Row("published figures, float32"), Row("no host sync in a training step", SYNC),
-            Row("a training step against the CPU"), Row("bf16 masks against float32")), 20, 75),
-        Task("training-float32", "training", "training:float32", (Row("float32, TF32 off"), Row("TF32", TF32)), 20, 75),
-        Task("training-bf16", "training", "training:bf16", (Row("bf16"), Row("bf16, channels-last")), 20, 60),
-        Task("evaluation-bf16", "evaluation", "evaluation:bf16", (
-            Row("bf16, batch 1"), Row("bf16, batch 32"), Row("bf16, sentences about a pair")), 20, 50),
-        Task("evaluation-float32", "evaluation", "evaluation:float32", (
-            Row("float32, batch 1"), Row("float32, batch 32"), Row("float32, sentences about a pair")), 20, 50),
-        Task("prediction", "evaluation", "prediction:from_file_to_file", (
-            Row("a pair from file to file, float32"), Row("a pair from file to file, bf16")), 20, 40),
-        Task("resume", "right", "resume:by_default", (
-            Row("resume, PyTorch's defaults"), Row("resume, cudnn.deterministic", CUDNN)), 25, 70),
-        Task("resume-deterministic", "right", "resume:deterministic", (Row("resume, deterministic algorithms"),), 20,
-             50, {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}),
+            Row("a training step against the CPU"), Row("bf16 masks against float32")), 20, 90),
+        Task("training", "training", "training:eager", (
+            Row("bf16"), Row("bf16, channels-last"), Row("TF32", TF32), Row("float32, TF32 off")), 20, 120),
+        Task("evaluation", "evaluation", "evaluation:eager", (
+            Row("bf16, batch 1"), Row("bf16, batch 32"), Row("bf16, sentences about a pair"), Row("float32, batch 1"),
+            Row("float32, batch 32"), Row("float32, sentences about a pair"), Row("a pair from file to file, bf16"),
+            Row("a pair from file to file, float32")), 20, 110),
         Task("training-compiled", "training", "training:compiled", (Row("bf16, compiled", COMPILING),), 60, 150),
-        Task("feeding-run", "feeding", "feeding:training_run", (Row("train_with_lavt.py"),), 40, 100),
         Task("kernels", "kernels", "kernels:training_step", (Row("the best training row"),), 30, 90),
+        Task("feeding-run", "feeding", "feeding:training_run", (Row("train_with_lavt.py"),), 40, 100),
+        Task("resume-deterministic", "right", "resume:deterministic", (Row("resume, deterministic algorithms"),), 20,
+             60, {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}),
+        Task("resume", "right", "resume:by_default", (
+            Row("resume, PyTorch's defaults"), Row("resume, cudnn.deterministic", CUDNN)), 25, 80),
         Task("reading", "feeding", "feeding:reading", tuple(
-            Row(f"reading, {count} workers") for count in (TINY_READERS if tiny else READERS)), 20, 60),
+            Row(f"reading, workers: {count}") for count in (TINY_READERS if tiny else READERS)), 20, 60),
         Task("largest-batch", "training", "training:largest_batch", (Row("largest batch, bf16", MEMORY),), 30, 60),
         Task("largest-batch-checkpointing", "training", "training:largest_batch_checkpointing", (
             Row("largest batch, bf16 and --grad-checkpointing", MEMORY),), 30, 60),

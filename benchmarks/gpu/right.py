@@ -1,4 +1,6 @@
 """Whether the device computes what it should."""
+import copy
+
 import torch
 from bench_train import Ours
 from measure import LOSSES
@@ -126,15 +128,13 @@ def masks_in_16_bits(bench) -> dict:
     """IoU of the masks in bfloat16 and float32, from the reference weights."""
     batch = inputs(bench.side, bench.side, 2, vocab=20)
     images = [batch[name].to(bench.device) for name in INPUTS]
-    models = []
-    for dtype in (None, torch.bfloat16):
-        model = bench.model()
-        for network in model.networks().values():
-            fill_(network)
-        models.append(prepare_for_inference(model, bench.device, dtype))
-    full = models[0](*images)
+    model = bench.model()
+    for network in model.networks().values():
+        fill_(network)
+    in_16_bits = prepare_for_inference(copy.deepcopy(model), bench.device, torch.bfloat16)
+    full = prepare_for_inference(model, bench.device)(*images)
     with torch.autocast(bench.device.type, torch.bfloat16):
-        half = models[1](*images)
+        half = in_16_bits(*images)
     margins = [(output.logits[:, 1] - output.logits[:, 0]).float().cpu() for output in (full, half)]
     bias = margins[0].flatten().sort().values[int((1 - OBJECT) * margins[0].numel())]
     masks = [margin > bias for margin in margins]

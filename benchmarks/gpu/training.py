@@ -1,4 +1,5 @@
 """How fast a training step is in each precision, and the largest batch."""
+import functools
 import time
 
 import torch
@@ -6,7 +7,9 @@ from bench_train import Ours, step_clock
 from measure import make_batch
 from parts import report_parts
 
-from utils.device import is_out_of_memory, peak_memory, reset_peak_memory
+from utils.device import grad_scaler, peak_memory, reset_peak_memory
+
+from .child import why
 
 WAYS = {  # flags by row
     "float32, TF32 off": {}, "TF32": {}, "bf16": {"amp": True},
@@ -16,17 +19,11 @@ MOST = 4096
 SEARCH_SECONDS = 30
 
 
-def float32(bench) -> None:
-    """The rows in float32, straightforward and with TensorFloat-32."""
-    for row in ("float32, TF32 off", "TF32"):
+def eager(bench) -> None:
+    """The rows that are not compiled."""
+    for row in ("bf16", "bf16, channels-last", "TF32", "float32, TF32 off"):
         bench.use_tf32(row == "TF32")
-        bench.row(row, lambda row=row: _step(bench, row))
-
-
-def bf16(bench) -> None:
-    """The rows in bfloat16."""
-    for row in ("bf16", "bf16, channels-last"):
-        bench.row(row, lambda row=row: _step(bench, row))
+        bench.row(row, functools.partial(_step, bench, row))
 
 
 def compiled(bench) -> None:
@@ -67,29 +64,29 @@ def _largest(bench, **flags) -> dict:
     way = Ours(bench.args(1), bench.device, amp=True, model=bench.model(), **flags)
     way.run()  # makes the optimizer's moments
     base = make_batch(BASE, bench.side, torch.device("cpu"))
+    errors, peaks = {0: ""}, {0: 0.0}  # by size
 
     def fits(size: int) -> bool:
         rows = torch.arange(size)
         batch = {name: tensor[rows % BASE] for name, tensor in base.items()} | {"row": rows}
+        way.scaler = grad_scaler(bench.device, way.dtype)  # an earlier one may have stopped in the middle of a step
+        reset_peak_memory(bench.device)
         try:
             way.train_on([batch] * 2)
-            return True
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return False
-        finally:
-            way.optimizer.zero_grad(set_to_none=True)
-
-    def tried(size: int) -> bool:
-        found = fits(size)  # the error and what its frames hold are gone when this is called
+        except (RuntimeError, MemoryError) as error:  # memory, or a kernel that cannot index so many elements
+            errors[size] = why(error)
+        peaks[size] = peak_memory(bench.device) / 1e9
+        way.optimizer.zero_grad(set_to_none=True)
         bench.free()
-        return found
+        return size not in errors
 
-    reset_peak_memory(bench.device)
-    size, sure = search(tried, bench.batch, time.monotonic() + SEARCH_SECONDS)
-    return {"px": bench.side, "samples": size, "nothing larger fits": "yes, to 1/8 of it" if sure else "not known",
-            "peak GB": peak_memory(bench.device) / 1e9}
+    size, sure = search(fits, bench.batch, time.monotonic() + SEARCH_SECONDS)
+    larger = [failed for failed in errors if failed > size]
+    if not size and larger:
+        raise RuntimeError(errors[min(larger)])
+    return {"px": bench.side, "samples": size, "peak GB": peaks[size],
+            "an eighth more": "does not fit" if sure else "was not tried",
+            "larger": errors[min(larger)] if larger else "was not tried"}
 
 
 def search(fits, start: int, deadline: float) -> tuple[int, bool]:
