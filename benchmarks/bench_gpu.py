@@ -67,8 +67,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             measure(args, report, scratch)
         report.finish(f"complete, but for what is {LEFT_OUT}" if report.in_order() else "complete; not all is in order")
-    except BaseException:
-        report.finish("interrupted")
+    except BaseException as error:
+        report.finish(str(error) if isinstance(error, InputError) else "interrupted")
         raise
     print(f"in {args.out}: gpu.json, gpu.md")
     if not report.in_order():

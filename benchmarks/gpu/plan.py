@@ -11,8 +11,8 @@ DEVICE = "device"  # the part that is always measured, first
 SYNC = "only on CUDA can PyTorch refuse host syncs (torch.cuda.set_sync_debug_mode)"
 TF32 = "only CUDA GPUs have TensorFloat-32"
 CUDNN = "cuDNN is for CUDA GPUs"
-COMPILING = "code generation for a CPU takes minutes"
-MEMORY = "filling a computer's own memory would stop other programs"
+COMPILING = "on CUDA GPUs only: code generation for a CPU takes minutes"
+MEMORY = "on CUDA GPUs only: filling a computer's own memory would stop other programs"
 
 READERS, TINY_READERS = (8, 16), (1, 2)  # worker processes
 
