@@ -187,3 +187,4 @@ def test_steps_that_differ_are_wrong(gpu):
                   (terms, {"fuser": torch.full((4,), torch.nan)}), ({}, gradients)):
         with pytest.raises(wrong):
             right.compare_steps((terms, gradients), other)
+    assert right.worst({"a": 0.1, "b": math.nan, "c": 0.2}) == "b" and right.worst({"a": 0.1, "c": 0.2}) == "c"

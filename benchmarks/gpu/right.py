@@ -1,5 +1,6 @@
 """Whether the device computes what it should."""
 import copy
+import math
 
 import torch
 from bench_train import Ours
@@ -35,13 +36,22 @@ def published_figures(bench) -> dict:
         found = {"outputs": case.outputs(), "losses": case.losses(), "norms of gradients": case.gradients()}
         found["outputs"]["fused in training"] = case.fused_in_training()
         for kind, deviations in found.items():
-            worst = max(deviations, key=deviations.get)
-            largest[kind] = max(largest[kind], (deviations[worst], f"{worst} of {name}"))
+            where = worst(deviations)
+            largest[kind] = max(largest[kind], (deviations[where], f"{where} of {name}"), key=_not_a_number_first)
     result = {f"largest deviation of {kind}": value for kind, (value, _) in largest.items()}
     for (kind, (value, where)), most in zip(largest.items(), (OUTPUTS, LOSS_TERMS, NORMS), strict=True):
         if not value <= most:
             raise Wrong(f"{kind} deviate by {value:.1e}, more than {most:g}: {where}", result)
     return result
+
+
+def worst(deviations: dict[str, float]) -> str:
+    """The name of the largest, or of one that is no number."""
+    return max(deviations, key=lambda name: _not_a_number_first((deviations[name],)))
+
+
+def _not_a_number_first(deviation: tuple) -> tuple[bool, float]:
+    return math.isnan(deviation[0]), deviation[0]
 
 
 class Watched:
