@@ -68,6 +68,19 @@ def test_a_copy_is_used_again_until_the_file_changes(path, tokenizer, caplog):
     assert np.array_equal(changed[7]["mask"], expected["mask"])
 
 
+def test_another_time_or_size_alone_makes_a_copy_out_of_date(path, tokenizer, caplog):
+    caplog.set_level(logging.INFO)
+    opened(path, tokenizer, cache_dir="")
+    later = os.stat(path).st_mtime_ns + 10 ** 9
+    os.utime(path, ns=(later, later))
+    opened(path, tokenizer, cache_dir="")
+    assert caplog.text.count("copy in small ones") == 2
+    write(path, [make_row(i) for i in range(ROWS + 1)], 1000)
+    os.utime(path, ns=(later, later))
+    assert opened(path, tokenizer, cache_dir="")[ROWS]["row"] == ROWS
+    assert caplog.text.count("copy in small ones") == 3
+
+
 def test_half_a_copy_is_written_again(path, tokenizer):
     opened(path, tokenizer, cache_dir="")
     copy = cache_path(path, "")
