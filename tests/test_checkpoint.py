@@ -1,5 +1,6 @@
 """Weights: what is read, what is refused, and how it is written."""
 import argparse
+import json
 import logging
 import os
 import warnings
@@ -9,6 +10,7 @@ import torch
 from checkpoints import Harmful, same, swin_file
 from conftest import arguments
 
+from bert import plain_config
 from models import build_from_checkpoint, build_model
 from utils import checkpoint
 from utils.errors import InputError, UsageError
@@ -92,6 +94,16 @@ def test_a_bert_of_another_shape_is_refused(model, tiny_bert):
     content["bert_model"] = {key: tensor for key, tensor in content["bert_model"].items() if "layer.1" not in key}
     with pytest.raises(InputError, match=r"'bert_model' in file.*encoder\.layer\.1.* is absent"):
         build_from_checkpoint(content, "file", tiny_bert)
+
+
+def test_a_bert_far_larger_than_the_weights_is_refused_before_it_is_built(model, tmp_path):
+    content = checkpoint.pack(model, 0, {})
+    config = plain_config(model.text_encoder) | {"vocab_size": 32_000}
+    with pytest.raises(InputError, match=r"the BERT configuration in last\.pth describes .* too few for that"):
+        build_from_checkpoint(content, "last.pth", "", bert_config=config)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"config\.json describes .* too few for that"):
+        build_from_checkpoint(content, "last.pth", str(tmp_path))
 
 
 def test_a_failed_save_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch):
