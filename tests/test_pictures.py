@@ -144,8 +144,8 @@ def test_a_picture_that_fails_while_it_is_decoded_is_a_value_error():
         to_picture(cut)
 
 
-def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "a.png")
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path, named_pipe):
+    named_pipe(tmp_path / "a.png")
     with pytest.raises(InputError, match="a.png: it is no regular file"):
         read_picture(str(tmp_path / "a.png"))
 
@@ -238,10 +238,10 @@ def test_the_infrared_folder_may_lie_within_the_visible_one(tmp_path):
     assert names_of(pairs, tmp_path) == [("1.jpg", "ir/1.jpg")] and not alone
 
 
-def test_pipes_are_left_out(tmp_path):
+def test_pipes_are_left_out(tmp_path, named_pipe):
     paths = folders(tmp_path, ["1.png"], ["1.png"])
     for path in paths:
-        os.mkfifo(os.path.join(path, "2.png"))
+        named_pipe(os.path.join(path, "2.png"))
     pairs, alone = pair_files(*paths)
     assert len(pairs) == 1 and not alone
 
