@@ -81,6 +81,7 @@ def renamed(content: dict, rename, *parts: str) -> dict:
     (lambda key: f"module._orig_mod.{key}", "`_orig_mod.`, `module.`"),
     (lambda key: f"_orig_mod.module.{key}", "`_orig_mod.`, `module.`"),
     (lambda key: f"_fsdp_wrapped_module.{key}", "`_fsdp_wrapped_module.`"),
+    (lambda key: f"_checkpoint_wrapped_module.{key}", "`_checkpoint_wrapped_module.`"),
 ])
 def test_prefixes_of_wrapped_modules_are_taken_off(rename, named, model, read):
     content = checkpoint.pack(model, 0, {})
@@ -111,6 +112,12 @@ def test_pooler_and_position_ids_of_bert_are_dropped(model, read):
     _, loaded, said = read(content)
     assert same(loaded.state_dict(), model.state_dict())
     assert len(said) == 1 and said[0].endswith("of BERT dropped: embeddings.position_ids, pooler.dense.bias")
+
+
+def test_the_pooler_of_bert_in_a_lavt_file_is_dropped_too(tmp_path):
+    torch.save({"model": {"text_encoder.pooler.dense.bias": torch.zeros(8), "backbone.norm0.bias": torch.zeros(8)}},
+               tmp_path / "lavt_one.pth")
+    assert list(checkpoint.read(str(tmp_path / "lavt_one.pth"))["model"]) == ["backbone.norm0.bias"]
 
 
 def test_any_other_key_is_still_refused(model, read):

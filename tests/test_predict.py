@@ -102,6 +102,19 @@ def test_every_part_of_the_object_has_a_box_but_specks_have_none():
     several = np.zeros((10, 60), bool)
     several[:, ::4] = True
     assert describe(several).splitlines()[-1] == "  and 5 smaller parts" and len(describe(several).splitlines()) == 12
+    several[:, 40:] = False
+    assert describe(several).splitlines()[-1].startswith("  part 10: ")
+
+
+def test_a_part_of_one_percent_is_no_speck_and_a_speck_beside_a_single_part_is_said():
+    mask = np.zeros((30, 20), bool)
+    mask[:9, :11] = mask[9:18, :11] = True  # 198 px
+    mask[25, 3:5] = True
+    assert [part.pixels for part in parts(mask)[1]] == [198, 2]
+    mask[25, 4] = False
+    assert describe(mask).splitlines()[1:] == [
+        "  part 1: 33.00 %, box x 0 to 10, y 0 to 17 (11×18 px)",
+        "  without 1 speck, each below 1 % of the predicted pixels"]
 
 
 def test_a_prediction_is_what_an_evaluation_finds_in_the_same_row(predictor, scenes, tiny_bert):
@@ -275,6 +288,10 @@ def test_a_panel_of_large_pictures_has_a_width_for_screens(size):
     assert page.shape[1] > 1500 or size[0] < 1000
     shown = int((page == 0).all(2).sum()) / 4
     assert shown == pytest.approx(np.prod(panel_cell(size, 4)), rel=0.05) or size[0] < 1000
+
+
+def test_the_pictures_of_a_panel_have_a_height_however_wide_they_are():
+    assert panel_cell((4000, 1), 4) == (1568, 1)
 
 
 def test_a_panel_says_that_nothing_was_found(monkeypatch):

@@ -81,6 +81,15 @@ def test_another_time_or_size_alone_makes_a_copy_out_of_date(path, tokenizer, ca
     assert caplog.text.count("copy in small ones") == 3
 
 
+def test_files_of_one_name_have_copies_of_their_own(path, tokenizer, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    (tmp_path / "other").mkdir()
+    other = write(tmp_path / "other" / "a.parquet", [make_row(30 + i) for i in range(ROWS)], 1000)
+    for file in (path, other, path, other):
+        opened(file, tokenizer, cache_dir=str(tmp_path / "cache"))
+    assert caplog.text.count("copy in small ones") == 2 and len(os.listdir(tmp_path / "cache")) == 2
+
+
 def test_half_a_copy_is_written_again(path, tokenizer):
     opened(path, tokenizer, cache_dir="")
     copy = cache_path(path, "")

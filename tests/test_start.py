@@ -40,7 +40,8 @@ def test_a_new_run_can_start_from_all_networks_of_a_checkpoint(trained, scenes, 
 
 
 def test_the_fuser_alone_can_start_from_a_checkpoint_whatever_its_lavt(trained, scenes, tmp_path):
-    flags = ("--train_fuser_only", "--swin_type", "base", "--init_from", trained / "last.pth")
+    flags = ("--train_fuser_only", "--swin_type", "base", "--window12", "--mha", "1-2-4-8", "--init_from",
+             trained / "last.pth")
     train(scenes, tmp_path, *STILL, *flags)
     start, end = (checkpoint.read(str(folder / "last.pth"))["prefusion_model"] for folder in (trained, tmp_path))
     assert torch.equal(start["net.outc.weight"], end["net.outc.weight"])

@@ -100,6 +100,12 @@ def test_an_unknown_flag_is_printed_without_escape_sequences(capsys):
     assert capsys.readouterr().err == "error: unrecognized arguments: --x\\x1b[31m; see --help\n"
 
 
+def test_what_follows_two_dashes_is_no_flag():
+    parser = ArgumentParser(elsewhere={"--lr": "use --lr_seg"})
+    parser.add_argument("name")
+    assert parser.parse_args(["--", "--lr"]).name == "--lr"
+
+
 @pytest.mark.parametrize("number", ["x", "", "-1", "1.5", "٣", "9" * 5000])
 def test_a_local_rank_that_is_no_number_is_refused(number, monkeypatch):
     monkeypatch.setenv("RANK", "0")
