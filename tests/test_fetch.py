@@ -174,6 +174,14 @@ def test_a_symbolic_link_in_the_place_of_a_download_is_not_followed(tmp_path, hu
     assert (tmp_path / "mine.txt").read_text() == "mine" and not hub.asked
 
 
+def test_a_symbolic_link_that_appears_after_the_look_for_one_is_not_followed(tmp_path, monkeypatch):
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "a.part").symlink_to("mine.txt")
+    monkeypatch.setattr(os.path, "islink", lambda _: False)
+    with pytest.raises(InputError, match=r"a\.part: it cannot be written"):
+        Part(str(tmp_path / "a.part"))
+
+
 def test_a_download_that_cannot_be_written_says_so():
     with Part("/dev/full") as part, pytest.raises(InputError, match=r"^/dev/full: it cannot be written \(No space"):
         part.write(b"x")

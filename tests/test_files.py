@@ -69,7 +69,7 @@ def test_leftovers_of_killed_processes_are_removed_and_others_are_not(tmp_path):
     killed = subprocess.Popen([sys.executable, "-c", ""])
     killed.wait()
     dead, alive = leftover(tmp_path, killed.pid), leftover(tmp_path, os.getppid())
-    elsewhere, old = leftover(tmp_path, 1, "f" * 8), leftover(tmp_path, 2, "f" * 8)
+    elsewhere, old = leftover(tmp_path, killed.pid, "f" * 8), leftover(tmp_path, 2, "f" * 8)
     os.utime(old, (0, 0))
     other = tmp_path / ".writing-mine.tmp"
     other.write_text("mine")
@@ -86,6 +86,13 @@ def test_an_error_of_reading_is_not_called_one_of_writing(tmp_path):
                 replacing(str(tmp_path / "out.txt")):
             reading()
     assert os.listdir(tmp_path) == ["out.txt"] and (tmp_path / "out.txt").read_text() == "before"
+
+
+def test_a_reader_of_the_output_that_goes_away_is_no_error_of_the_file(tmp_path):
+    (tmp_path / "a.txt").write_text("before")
+    with pytest.raises(BrokenPipeError), replacing(str(tmp_path / "a.txt")):
+        raise BrokenPipeError
+    assert os.listdir(tmp_path) == ["a.txt"] and (tmp_path / "a.txt").read_text() == "before"
 
 
 def test_a_full_disk_and_an_absent_folder_are_errors_of_writing(tmp_path):

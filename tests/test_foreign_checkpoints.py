@@ -13,7 +13,8 @@ import torch
 from checkpoints import Harmful, same, swin_file
 from conftest import arguments
 
-from bert import Tokenizer, plain_config
+from bert import Tokenizer, build_text_encoder, plain_config
+from bert.tiny import write_tiny_bert
 from evaluation.inference import open_checkpoint
 from models import build_from_checkpoint, build_model
 from predictor import Predictor
@@ -370,8 +371,30 @@ def test_folders_on_the_command_line_win_over_what_a_checkpoint_carries(model, t
     path = str(tmp_path / "model.pth")
     checkpoint.save(with_bert(model, tiny_bert, config={"hidden_size": "large"}, vocabulary=[]), path)
     open_checkpoint(path, torch.device("cpu"), ck_bert=tiny_bert, bert_tokenizer=tiny_bert)
+    checkpoint.save(checkpoint.read(path) | {"bert": 3}, path.replace("model", "three"))
+    open_checkpoint(path.replace("model", "three"), torch.device("cpu"), ck_bert=tiny_bert, bert_tokenizer=tiny_bert)
     with pytest.raises(InputError, match=r"model\.pth: the vocabulary is empty"):
         open_checkpoint(path, torch.device("cpu"))
+
+
+def test_what_a_checkpoint_carries_wins_over_the_folders_that_it_names(model, tmp_path, tiny_bert):
+    path, content = str(tmp_path / "model.pth"), with_bert(model, tiny_bert)
+    write_tiny_bert(str(tmp_path / "other"), ["another vocabulary"])
+    named = dict.fromkeys(["ck_bert", "bert_tokenizer"], str(tmp_path / "other"))
+    checkpoint.save(content | {"args": content["args"] | named}, path)
+    found = open_checkpoint(path, torch.device("cpu"))
+    assert found.tokenizer.vocabulary() == content["bert"]["vocabulary"]
+
+
+def test_without_the_weights_of_bert_those_of_the_folder_are_read_though_its_configuration_is_carried(
+        model, tmp_path, tiny_bert):
+    path, content = str(tmp_path / "model.pth"), with_bert(model, tiny_bert)
+    del content["bert_model"]
+    checkpoint.save(content | {"args": {"img_size": 64, "ck_bert": tiny_bert}}, path)
+    opened = open_checkpoint(path, torch.device("cpu"))
+    weights = build_text_encoder(tiny_bert).embeddings.word_embeddings.weight
+    assert opened.tokenizer.source == path
+    assert torch.equal(opened.model.model.text_encoder.embeddings.word_embeddings.weight, weights)
 
 
 @pytest.mark.parametrize(("changes", "message"), [

@@ -182,6 +182,7 @@ def names_of(pairs, tmp_path):
     (["00000000_co.png"], ["00000000_ir.png"]),
     (["train/010001.jpg", "val/010001.jpg"], ["train/010001.jpg", "val/010001.jpg"]),
     (["set00/visible/I1.jpg", "set01/visible/I1.jpg"], ["set00/lwir/I1.jpg", "set01/lwir/I1.jpg"]),
+    (["set00/visible/I1.jpg", "set01/visible/I1.jpg"], ["set00/I1.jpg", "set01/I1.jpg"]),
     (["Street.PNG"], ["street.png"]), (["7.ppm"], ["7.pgm"]), (["7.tif"], ["7.npy"]),
     (["Cafe\N{COMBINING ACUTE ACCENT}.png"], ["Caf\N{LATIN SMALL LETTER E WITH ACUTE}.png"]),
     (["StreetView_RGB.png"], ["streetview_ir.png"]), (["rgb.png"], ["thermal.png"]),

@@ -8,7 +8,9 @@ from safetensors.torch import load_file
 
 from bert.tiny import write_tiny_bert
 from models import build_model
+from training.start import open_text_encoder
 from utils import checkpoint
+from utils.errors import UsageError
 from utils.flags import BERT
 
 STILL = ("--lr_seg", 0, "--lr_pf", 0, "--epochs", 1, "--eval_vis_dir", "")
@@ -78,6 +80,21 @@ def test_a_checkpoint_without_bert_gives_the_other_networks(trained, scenes, tmp
     end = checkpoint.read(str(tmp_path / "out" / "last.pth"))
     start = load_file(scenes / "bert" / "model.safetensors")
     assert same_weights(end, content | {"bert_model": {key: start[key] for key in content["bert_model"]}})
+
+
+def test_without_the_weights_of_bert_its_folder_is_needed_though_the_configuration_is_carried(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where there is no folder bert/
+    with pytest.raises(UsageError, match="ck_bert: there is no folder"):
+        open_text_encoder(BERT, {"bert": {"config": {"num_hidden_layers": 1}, "vocabulary": []}}, "two.pth")
+
+
+def test_an_absent_relative_position_index_is_no_reason_to_refuse_a_checkpoint(trained, scenes, tmp_path):
+    content = checkpoint.read(str(trained / "last.pth"))
+    content["model"] = {key: tensor for key, tensor in content["model"].items()
+                        if not key.endswith("relative_position_index")}
+    torch.save(content, tmp_path / "older.pth")
+    train(scenes, tmp_path / "out", *STILL, "--init_from", tmp_path / "older.pth")
+    assert same_weights(checkpoint.read(str(tmp_path / "out" / "last.pth")), content)
 
 
 @pytest.mark.parametrize(("flags", "words"), [

@@ -24,8 +24,9 @@ def test_a_changed_byte_in_the_tensors_is_found(trained, scenes, tmp_path):
     (("random", 0, "torch"), torch.zeros(3)),
     (("random", 0, "numpy"), ("MT19937", torch.full((624,), -1), 1, 0, 0.0)),
     (("random", 0, "numpy"), ("MT19937", torch.zeros(5), 1, 0, 0.0)),
-    (("random", 0, "python"), (3, (1, 2), None)), (("scaler",), {}), (("scaler", "scale"), "large"), (("scaler", "scale"), -1.0),
-    (("scaler", "scale"), 10**400), (("progress", "best"), 10**400), (("progress", "sums"), {"total": 10**400}),
+    (("random", 0, "python"), (3, (1, 2), None)), (("scaler",), {}), (("scaler", "scale"), "large"),
+    (("scaler", "scale"), -1.0), (("scaler", "scale"), 10**400),
+    (("progress", "best"), 10**400), (("progress", "sums"), {"total": 10**400}),
     (("optimizer",), {}), (("optimizer", "param_groups"), [{}]), (("optimizer", "state"), [1]),
     (("optimizer", "state", 3, "exp_avg"), torch.zeros(2, 2, 2)), (("optimizer", "state", 3), {"step": 1.0}),
     (("weights",), [1]), ((), "none")])
