@@ -21,6 +21,7 @@ from evaluation.predictions import describe, parts, prediction_panel
 from models import INPUTS
 from predictor import Prediction, Predictor
 from utils.draw import panel, panel_cell, resize, to_image
+from utils.flags import picture_kinds
 from utils.streams import TolerantStream
 
 LEFT, RIGHT = "the red disc on the left", "the red disc on the right"
@@ -269,6 +270,10 @@ def test_only_the_pictures_that_are_wanted_are_written(flags, expected, ask, pre
                 assert np.array_equal(np.asarray(image), found.mask * np.uint8(255))
             if "fused" in path.name:
                 assert np.abs(np.asarray(image).astype(int) - found.fused).mean() < 4
+
+
+def test_kinds_of_pictures_are_written_once_in_the_usual_order():
+    assert picture_kinds("panel, mask,mask") == ("mask", "panel")
 
 
 def test_pictures_of_the_other_format_count_as_those_of_an_earlier_run(ask, pictures, tmp_path):

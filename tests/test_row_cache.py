@@ -5,6 +5,7 @@ import os
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rows import damaged, make_row, same_sample, tiny_tokenizer, write
@@ -111,7 +112,12 @@ def test_messages_name_the_file_and_not_the_copy(path, tokenizer):
         opened(path, tokenizer, cache_dir="")[7]
 
 
-def test_a_full_disk_is_a_sentence_and_leaves_nothing(path, tokenizer, monkeypatch):
+@pytest.mark.parametrize("structs", [False, True])
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(structs, path, tokenizer, monkeypatch):
+    if structs:  # as other programs write images: a column of several leaves
+        rows = [make_row(i) for i in range(ROWS)]
+        write(path, rows, 1000, **{name: pa.array([{"bytes": row[name], "path": None} for row in rows])
+                                   for name in ("visible_image", "infrared_image", "segmentation")})
     usage = shutil.disk_usage(path)._replace(free=1000)
     monkeypatch.setattr(row_cache.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(InputError, match=r"cache_dir: .*a\.parquet\.row_cache: .*GB are free.*merge_parquet") as caught:

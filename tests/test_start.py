@@ -10,7 +10,7 @@ from bert.tiny import write_tiny_bert
 from models import build_model
 from training.start import open_text_encoder
 from utils import checkpoint
-from utils.errors import UsageError
+from utils.errors import InputError, UsageError
 from utils.flags import BERT
 
 STILL = ("--lr_seg", 0, "--lr_pf", 0, "--epochs", 1, "--eval_vis_dir", "")
@@ -86,6 +86,15 @@ def test_without_the_weights_of_bert_its_folder_is_needed_though_the_configurati
     monkeypatch.chdir(tmp_path)  # where there is no folder bert/
     with pytest.raises(UsageError, match="ck_bert: there is no folder"):
         open_text_encoder(BERT, {"bert": {"config": {"num_hidden_layers": 1}, "vocabulary": []}}, "two.pth")
+
+
+def test_a_bert_far_larger_than_the_weights_of_the_checkpoint_is_refused_before_it_is_built(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text("{}")  # of bert-base-uncased
+    content = {"bert": {"config": {}, "vocabulary": []}, "bert_model": {"weight": torch.zeros(9, 9)}}
+    for folder in (str(tmp_path), BERT):
+        with pytest.raises(InputError, match=r"parameters; its weights, 324 bytes, are too few for that"):
+            open_text_encoder(folder, content, "last.pth")
 
 
 def test_an_absent_relative_position_index_is_no_reason_to_refuse_a_checkpoint(trained, scenes, tmp_path):
