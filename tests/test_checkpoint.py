@@ -5,6 +5,7 @@ import logging
 import os
 import threading
 import warnings
+import zipfile
 
 import pytest
 import torch
@@ -310,3 +311,14 @@ def test_weights_of_which_nothing_fits_are_an_error(model, tiny_bert, tmp_path):
     checkpoint.save(wide.fuser.state_dict(), path)
     with pytest.raises(InputError, match=r"the fuser in .*other\.pth does not fit: .*expected \(4, 1, 3, 3\)"):
         checkpoint.load_fuser(model.fuser, path)
+
+
+def test_an_archive_that_expands_to_many_times_its_size_is_not_opened(tmp_path):
+    plain, packed = str(tmp_path / "plain.pth"), str(tmp_path / "packed.pth")
+    torch.save({"model": {"weight": torch.zeros(10**6)}}, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    assert checkpoint.read(plain)
+    with pytest.raises(InputError, match=r"packed.pth is a compressed archive that expands to 400\d{4} bytes"):
+        checkpoint.read(packed)

@@ -119,3 +119,14 @@ def test_a_signal_to_the_job_saves_once_for_all(scenes, tmp_path):
     assert not torch.equal(states[0]["torch"], states[1]["torch"])  # dropout differs
     resumed = finish(torchrun(2, *training(scenes, tmp_path, "-b", 2, "--epochs", 2, "--resume", "auto")))
     assert "differs from the one it resumes: epochs" in resumed and "dropout" not in resumed
+
+
+def test_a_full_disk_under_standard_output_fails_a_job_too():
+    program = ("import torch; from utils import distributed; from utils.errors import run\n"
+               "def main():\n    with distributed.job(torch.device('cpu'), 1):\n        print('a line')\nrun(main)")
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=os.environ | alone, check=False,
+                              stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.count("error: standard output cannot be written (No space left on device)") == 1, done.stderr

@@ -182,6 +182,15 @@ def test_a_symbolic_link_that_appears_after_the_look_for_one_is_not_followed(tmp
         Part(str(tmp_path / "a.part"))
 
 
+def test_two_downloads_do_not_write_to_one_file(tmp_path, hub):
+    hub.files = {"a.parquet": b"x" * 2000}
+    (tmp_path / "data").mkdir()
+    with Part(str(tmp_path / "data/a.parquet.part")):
+        done = fetch(tmp_path, hub.server_port, "--what", "mm-ris")
+    assert done.returncode == 1 and "a.parquet.part: another process is downloading to this file" in done.stderr
+    assert not hub.asked and fetch(tmp_path, hub.server_port, "--what", "mm-ris").returncode == 0
+
+
 def test_a_download_that_cannot_be_written_says_so():
     with Part("/dev/full") as part, pytest.raises(InputError, match=r"^/dev/full: it cannot be written \(No space"):
         part.write(b"x")

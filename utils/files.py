@@ -14,6 +14,11 @@ from collections import Counter
 from .errors import InputError
 from .text import first_line
 
+try:
+    import fcntl
+except ImportError:  # Windows, which has no such locks
+    fcntl = None  # type: ignore[assignment]
+
 logger = logging.getLogger(__name__)
 
 LONGEST_NAME = 200  # bytes; file systems end at 255
@@ -99,6 +104,24 @@ def machine_name() -> str:
     with contextlib.suppress(OSError):  # only Linux has it
         name += os.readlink("/proc/self/ns/pid")
     return hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:8]
+
+
+def lock(file) -> bool:
+    """Lock an open file for this process, unless another process has; whether it could be done.
+
+    The lock ends when the file is closed or the process ends, however that ends. On systems and file systems without
+    locks nothing is locked, which counts as success. A POSIX lock, because worker processes, which may outlive a killed
+    run by seconds, do not inherit it.
+    """
+    if fcntl is None:
+        return True
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def set_aside(folder: str, pattern: str) -> None:
