@@ -103,6 +103,15 @@ def test_a_file_that_is_written_after_all_is_no_failure(tmp_path):
     record.close()
 
 
+def test_only_the_checkpoints_of_the_latest_epochs_are_kept(tmp_path):
+    for epoch in range(4):
+        (tmp_path / f"epoch_{epoch:03d}.pth").touch()
+    record = run_record.RunRecord(str(tmp_path), "", 0)
+    record.keep_latest(2)
+    record.close()
+    assert sorted(path.name for path in tmp_path.glob("*.pth")) == ["epoch_002.pth", "epoch_003.pth"]
+
+
 def test_the_last_line_names_the_epoch_of_the_best_checkpoint(trained):
     scores = [epoch["oIoU"] for epoch in epochs_of(trained)]
     best = scores.index(max(scores))

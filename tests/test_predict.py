@@ -18,7 +18,7 @@ from bert import Tokenizer
 from data import MMRISDataset, collate
 from data.pictures import read_pair, read_picture
 from evaluation.predictions import describe, parts, prediction_panel
-from models import INPUTS
+from models import INPUTS, Output
 from predictor import Prediction, Predictor
 from utils.draw import panel, panel_cell, resize, to_image
 from utils.flags import picture_kinds
@@ -248,7 +248,7 @@ def test_every_sentence_gets_a_safe_name_of_its_own(texts, expected):
 def test_sentences_that_the_model_cannot_read_whole_are_pointed_out(ask, pictures):
     pair = pictures.folder / "visible" / "scene.png", pictures.folder / "infrared" / "scene.png"
     assert "no word of '红色的汽车' is in the vocabulary" in ask(*pair, text="红色的汽车").said
-    assert "read as unknown: 汽车, ß" in ask(*pair, text="the red 汽车, “✓ and ß 汽车").said
+    assert "read as unknown: 汽车, ß\n" in ask(*pair, text="the red 汽车, “✓ and ß 汽车").said
     assert "only its first 19 word pieces are read" in ask(*pair, text="red " * 30).said
     said = ask(*pair).said
     assert "vocabulary of BERT" not in said and "word pieces" not in said
@@ -514,6 +514,12 @@ def test_an_output_that_is_not_finite_is_no_prediction(trained, pictures):
     next(spoilt.model.model.fuser.parameters()).data.fill_(3e38)
     with pytest.raises(ValueError, match="is not finite"):
         spoilt(pictures.visible, pictures.infrared, LEFT)
+
+
+def test_a_pixel_of_two_equal_logits_is_background_as_in_an_evaluation(predictor, pictures, monkeypatch):
+    even = Output(torch.zeros(1, 3, 64, 64), torch.zeros(1, 2, 64, 64))
+    monkeypatch.setattr(predictor.model, "answer", lambda *_: even)
+    assert not predictor(pictures.visible, pictures.infrared, LEFT).mask.any()
 
 
 def test_the_command_line_is_checked_before_anything_heavy_is_imported():

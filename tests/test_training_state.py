@@ -3,6 +3,7 @@ import pytest
 import torch
 from conftest import train
 
+from training.state import changed_settings
 from utils import checkpoint
 
 
@@ -42,3 +43,9 @@ def test_a_training_state_of_another_form_is_refused(place, value, trained, scen
     assert result.returncode == 1
     assert result.stderr.startswith("error: --resume: ") and str(tmp_path / "last.pth") in result.stderr
     assert len(result.stderr.splitlines()) == 1 and "Traceback" not in result.stderr
+
+
+def test_a_training_set_of_another_length_is_a_change():
+    change, = changed_settings({"epochs": 2}, {"epochs": 2}, 16, 12)
+    assert change.startswith("the training set has 12 rows, it had 16")
+    assert not changed_settings({"epochs": 2}, {"epochs": 2}, 16, 16)
