@@ -181,7 +181,7 @@ class LanguageSwin(nn.Module):
         self.patch_embed = PatchEmbed(
             img_size=None, patch_size=4, embed_dim=size.embed_dim, norm_layer=nn.LayerNorm,
             flatten=False, output_fmt="NHWC", dynamic_img_pad=True)
-        rates = torch.linspace(0, DROP_PATH_RATE, sum(size.depths)).tolist()
+        rates = torch.linspace(0, DROP_PATH_RATE, sum(size.depths), device="cpu").tolist()
         self.layers = nn.ModuleList()
         for i, depth in enumerate(size.depths):
             dim = size.embed_dim * 2 ** i
