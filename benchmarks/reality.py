@@ -1,4 +1,4 @@
-"""The roofline model checked where it can be: predicted and measured on this CPU, with rates measured in the same run."""
+"""The roofline model checked where it can be: predicted and measured on this CPU, with its own measured rates."""
 import argparse
 
 import torch

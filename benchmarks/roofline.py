@@ -6,7 +6,6 @@ Every operator is recorded on fake tensors, with its floating-point operations a
 as the slower of the two at the device's peak rates, and a launch. So a prediction is the least that the operators can
 take one after another; kernels that fall short of the peak, and a host that cannot keep up, come on top.
 """
-import argparse
 import os
 import sys
 from collections import defaultdict

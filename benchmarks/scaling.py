@@ -135,7 +135,8 @@ def step_of(operators: list[Operator], gradients: list[tuple[int, int]], device,
         times[part] += second
         after.append(times["backward"])
     norms = sum("batch_norm" in op.name and not op.backward for op in operators)
-    return Step(**times, filled=buckets([(after[position], size) for position, size in gradients]), norms=norms, bandwidth=device.bandwidth)
+    filled = buckets([(after[position], size) for position, size in gradients])
+    return Step(**times, filled=filled, norms=norms, bandwidth=device.bandwidth)
 
 
 def report_scaling(args, device, dtype) -> dict:
@@ -163,7 +164,8 @@ def report_scaling(args, device, dtype) -> dict:
     gradients = sum(size for _, size in recorded[0].gradients)
     wait = 3 * gradients / DISK
     print(f"Gradients of {gradients / 1e6:.0f} MB in {len(steps[16].filled)} buckets; {steps[16].norms} synchronised "
-          f"batch norms, {1e3 * steps[16].statistics(clusters[-1]):.0f} ms on {GPUS[-1]} GPUs. last.pth, {3 * gradients / 1e9:.1f} GB, takes {wait:.1f} s at {DISK / 1e9:.0f} GB/s: "
+          f"batch norms, {1e3 * steps[16].statistics(clusters[-1]):.0f} ms on {GPUS[-1]} GPUs.\n"
+          f"last.pth, {3 * gradients / 1e9:.1f} GB, takes {wait:.1f} s at {DISK / 1e9:.0f} GB/s: "
           f"{100 * wait / SAVE_EVERY:.1f} % of the time if written every {SAVE_EVERY / 60:.0f} minutes.")
     if args.plot:
         draw(steps, device, os.path.join(args.plot, "scaling.png"))
