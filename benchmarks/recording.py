@@ -20,7 +20,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from bert.tiny import write_tiny_bert
-from models import INPUTS, build_criterion, build_model
+from models import INPUTS, build_criterion, build_model, losses
 from models.fast import prepare_for_inference
 from training.optimizer import build_optimizer, trained_networks
 
@@ -155,6 +155,20 @@ def _following(model: nn.Module, recorder: Recorder) -> Iterator[None]:
             hook.remove()
 
 
+@contextlib.contextmanager
+def _fake_constants() -> Iterator[None]:
+    """A context in which the losses' constants are fake, as they would be on the device after the first step."""
+    constants = {losses.sobel_kernels: (), losses.class_weights: (), losses.gaussian_window: (11, 1.5)}
+    for constant, arguments in constants.items():
+        constant.cache_clear()
+        constant(*arguments, GPU)
+    try:
+        yield
+    finally:
+        for constant in constants:
+            constant.cache_clear()
+
+
 def _networks(shape: str) -> nn.Module:
     """The joint model on the meta device: without numbers."""
     flags = SimpleNamespace(**vars(SHAPES[shape]))
@@ -175,7 +189,7 @@ def record_training(shape: str, batch_size: int, side: int, dtype: torch.dtype |
         dtype: of autocast; None: float32.
     """
     recorder, model = Recorder(), _networks(shape)
-    with FakeTensorMode(allow_non_fake_inputs=True), Fused():
+    with FakeTensorMode(allow_non_fake_inputs=True), Fused(), _fake_constants():
         model.to_empty(device=GPU).train()
         batch = make_batch(batch_size, side, GPU)
         criterion = build_criterion(SHAPES[shape])
