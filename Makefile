@@ -2,6 +2,7 @@
 # make test    run the test suite          make lint    check style and types
 # make fuzz    try random inputs for MINUTES=30, with a new seed; those that fail are kept in runs/fuzz/
 # make bench   measure speed and memory beside a baseline (docs/performance.md); make bench-data: reading data alone
+# make roofline  predict training and evaluation on GPUs, without one (docs/performance.md)
 # Each first installs what it needs into .venv, once: requirements.txt; test, fuzz and lint also requirements-dev.txt.
 # PYTHON=python3.12 picks another interpreter.
 
@@ -10,7 +11,7 @@ BIN := .venv/bin
 DEMO := runs/demo
 MINUTES ?= 30
 
-.PHONY: demo test fuzz lint bench bench-data install install-dev clean
+.PHONY: demo test fuzz lint bench bench-data roofline install install-dev clean
 
 install: .venv/installed
 
@@ -63,6 +64,9 @@ bench: install bench-data
 
 bench-data: install
 	$(BIN)/python benchmarks/bench_data.py --out runs/bench_data.json
+
+roofline: install
+	$(BIN)/python benchmarks/roofline.py --amp --scaling --plot runs --out runs/roofline.json
 
 clean:
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache

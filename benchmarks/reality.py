@@ -1,5 +1,6 @@
 """The roofline model checked where it can be: predicted and measured on this CPU, with its own measured rates."""
 import argparse
+import statistics
 
 import torch
 from devices import this_cpu
@@ -42,12 +43,13 @@ def report_errors(shape: str, side: int) -> dict:
 
 
 def _measured(what: str, shape: str, batch_size: int, side: int) -> dict[tuple[str, str], float]:
-    """Seconds by network and pass, of the second of two runs."""
+    """Seconds by network and pass, the medians of three runs."""
     cpu = torch.device("cpu")
     model, batch = make_model(shape, cpu).train(what == "train"), make_batch(batch_size, side, cpu)
     criterion, clock = build_criterion(SHAPES[shape]), PartClock(model, cpu)
     clock.time(criterion, "forward", "losses")
-    for _ in range(2):
+    runs = []
+    for _ in range(4):
         clock.clear()
         with torch.set_grad_enabled(what == "train"):
             output = model(*(batch[name] for name in INPUTS))
@@ -55,4 +57,6 @@ def _measured(what: str, shape: str, batch_size: int, side: int) -> dict[tuple[s
             criterion(output, batch["vis"], batch["ir"], batch["target"])[0].backward()
             clock.leave()
             model.zero_grad()
-    return {(part, which): seconds for which, parts in clock.seconds.items() for part, seconds in parts.items() if part}
+        runs.append({(part, which): seconds for which, parts in clock.seconds.items() for part, seconds in parts.items()
+                     if part})
+    return {where: statistics.median(run[where] for run in runs[1:]) for where in runs[0]}

@@ -23,6 +23,7 @@ from bert.tiny import write_tiny_bert
 from models import INPUTS, build_criterion, build_model, losses
 from models.fast import prepare_for_inference
 from training.optimizer import build_optimizer, trained_networks
+from utils import color
 
 GPU = torch.device("cuda", 0)
 
@@ -158,10 +159,11 @@ def _following(model: nn.Module, recorder: Recorder) -> Iterator[None]:
 @contextlib.contextmanager
 def _fake_constants() -> Iterator[None]:
     """A context in which the losses' constants are fake, as they would be on the device after the first step."""
-    constants = {losses.sobel_kernels: (), losses.class_weights: (), losses.gaussian_window: (11, 1.5)}
+    constants = {losses.sobel_kernels: (GPU,), losses.class_weights: (GPU,), losses.gaussian_window: (11, 1.5, GPU),
+                 color.statistics: (GPU, torch.float32)}
     for constant, arguments in constants.items():
         constant.cache_clear()
-        constant(*arguments, GPU)
+        constant(*arguments)
     try:
         yield
     finally:
