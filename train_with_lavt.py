@@ -141,6 +141,8 @@ def build_parser() -> ArgumentParser:
     run_on.add_argument("--torchcompile", action="store_true",
                         help="train with torch.compile; the first step takes minutes")
     run_on.add_argument("--tf32", action="store_true", help="allow TensorFloat-32 in float32 matrix products")
+    run_on.add_argument("--bf16_gradients", action="store_true",
+                        help="several processes exchange gradients in bfloat16: half the bytes, for slow networks")
     run_on.add_argument("--dist-timeout", type=at_least(0.01, float, most=1e6), default=10.0,
                         help="minutes until a process that does not answer ends a distributed job")
 

@@ -104,7 +104,7 @@ def train(args: Namespace, device: torch.device) -> None:
     averaged = ema.module if ema else model  # what is validated and stored as the model
     if args.torchcompile:
         model.compile()
-    wrapped = distributed.wrap(model, device)
+    wrapped = distributed.wrap(model, device, args.bf16_gradients)
     criterion = build_criterion(args, distributed.mean if several else None)
 
     # Optimizer, and the state of a resumed run

@@ -52,6 +52,22 @@ def test_a_step_of_several_processes_is_that_of_one_with_the_whole_batch(seg_los
             assert (one - several).norm() <= 1e-5 * one.norm()
 
 
+def test_gradients_are_exchanged_in_bfloat16_on_demand(tiny_bert, tmp_path):
+    for path, more in ((tmp_path / "exact.pt", []), (tmp_path / "rounded.pt", ["bf16_gradients"])):
+        finish(torchrun(2, "tests/step_of_several.py", tiny_bert, "ce", path, *more))
+    exact, rounded = torch.load(tmp_path / "exact.pt"), torch.load(tmp_path / "rounded.pt")
+    assert all(torch.equal(value, value.bfloat16().float()) for value in rounded.values())
+    one, other = (torch.cat([some[name].flatten() for name in exact]) for some in (exact, rounded))
+    assert (one - other).norm() <= 0.01 * one.norm()
+
+
+def test_the_flag_reaches_the_exchange(scenes, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("utils.distributed.wrap", lambda model, _, bf16: asked.append(bf16) or model)
+    train(scenes, tmp_path, "--epochs", 1, "--bf16_gradients")
+    assert asked == [True]
+
+
 def test_several_processes_train_and_only_one_writes(scenes, tmp_path):
     output = finish(torchrun(2, *training(scenes, tmp_path, "--epochs", 1, "-b", 2)))
     assert "4 steps, 4 samples a step" in output
