@@ -181,11 +181,16 @@ def is_lost_peer(error: BaseException) -> bool:
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model as DistributedDataParallel; unchanged for a lone process."""
+    """The model as DistributedDataParallel; unchanged for a lone process.
+
+    Buffers are not sent in each forward pass: in training no result depends on running statistics, those of rank 0 are
+    saved, and `share_buffers` gives them to all before validation.
+    """
     if world_size() == 1:
         return model
     return nn.parallel.DistributedDataParallel(
-        model, device_ids=None if device.type == "cpu" else [device], gradient_as_bucket_view=True)
+        model, device_ids=None if device.type == "cpu" else [device], broadcast_buffers=False,
+        gradient_as_bucket_view=True)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
