@@ -11,7 +11,9 @@ import pytest
 import torch
 from conftest import ROOT, train, training
 
-from utils import checkpoint
+from training.lock import locked
+from utils import checkpoint, distributed
+from utils.errors import UsageError
 
 
 def torchrun(count: int, *command) -> subprocess.Popen:
@@ -73,6 +75,13 @@ def test_several_processes_train_and_only_one_writes(scenes, tmp_path):
     assert {"last.pth", "model_best_lavt.pth", "curves.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
+def test_where_the_main_process_finds_a_folder_in_use_all_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(distributed, "largest", lambda _: True)  # the main process was refused
+    with pytest.raises(UsageError, match="output-dir: another training run is writing to"), locked(str(tmp_path)):
+        pass
+
+
 def test_metrics_do_not_depend_on_the_number_of_processes(trained, scenes, tmp_path):
     """Neither 2 nor 3 divides the 7 test samples, nor 4 and 5 the 6 of the validation set."""
     evaluation = training(scenes, tmp_path, "--eval_only", "--resume", trained / "last.pth", "-b", 2)
@@ -124,3 +133,14 @@ def test_a_signal_to_the_job_saves_once_for_all(scenes, tmp_path):
     assert not torch.equal(states[0]["torch"], states[1]["torch"])  # dropout differs
     resumed = finish(torchrun(2, *training(scenes, tmp_path, "-b", 2, "--epochs", 2, "--resume", "auto")))
     assert "differs from the one it resumes: epochs" in resumed and "dropout" not in resumed
+
+
+def test_a_full_disk_under_standard_output_fails_a_job_too():
+    program = ("import torch; from utils import distributed; from utils.errors import run\n"
+               "def main():\n    with distributed.job(torch.device('cpu'), 1):\n        print('a line')\nrun(main)")
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=os.environ | alone, check=False,
+                              stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.count("error: standard output cannot be written (No space left on device)") == 1, done.stderr

@@ -105,6 +105,14 @@ def test_a_terminal_gets_a_bar(monkeypatch, capsys):
     assert "\rreading: 100%|" in capsys.readouterr().out
 
 
+def test_two_bars_in_a_log_write_no_control_characters(monkeypatch, capsys):
+    monkeypatch.setattr("utils.progress.EVERY", 0)
+    for _ in progress_bar([1, 2], desc="pairs"):
+        assert list(progress_bar([1, 2], desc="rows")) == [1, 2]
+    printed = capsys.readouterr().out
+    assert "pairs: 100%" in printed and "rows: 100%" in printed and "\x1b" not in printed
+
+
 def test_too_many_in_a_row_end_the_run(model):
     assert run(model, batches(5, bad=(0, 1, 3, 4)), max_bad_steps=3, print_freq=2).skipped == 4
     with pytest.raises(InputError, match=r"rows 4, 5; this was number 3 in a row"):

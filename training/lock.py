@@ -4,11 +4,7 @@ import os
 
 from utils import distributed
 from utils.errors import UsageError
-
-try:
-    import fcntl
-except ImportError:  # Windows, which has no such locks
-    fcntl = None
+from utils.files import lock
 
 NAME = ".lock"
 
@@ -24,24 +20,10 @@ def locked(folder: str):
     """
     with contextlib.ExitStack() as stack:
         taken = True
-        if distributed.rank() == 0 and fcntl is not None:
+        if distributed.rank() == 0:
             file = stack.enter_context(open(os.path.join(folder, NAME), "a", encoding="ascii"))
-            taken = _lock(file)
+            taken = lock(file)
         if distributed.largest(not taken):
             raise UsageError(f"another training run is writing to {folder!r}; wait until it has ended, or name another "
                              "folder", "output-dir")
         yield
-
-
-def _lock(file) -> bool:
-    """Lock a file, unless another process has; a file system without locks counts as success.
-
-    A POSIX lock, because worker processes, which may outlive a killed run by seconds, do not inherit it.
-    """
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:
-        return True
-    return True

@@ -1,11 +1,13 @@
 """Reading and writing weights: the released checkpoint format, Swin and LAVT files, and our own."""
 import argparse
+import contextlib
 import logging
 import math
 import os
 import pickle
 import re
 import warnings
+import zipfile
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from .text import counted, first_line, printable
 logger = logging.getLogger(__name__)
 
 PARTS = {"model": "segmenter", "prefusion_model": "fuser", "bert_model": "text_encoder"}  # by key in the file
+MOST_EXPANSION = 20  # of a file that somebody compressed; weights hardly shrink
 
 
 def read(path: str) -> dict:
@@ -33,10 +36,12 @@ def read(path: str) -> dict:
         path: the file.
     Raises:
         UsageError: there is no such file.
-        InputError: it is damaged, holds anything else or weights that are not finite, or is no dict.
+        InputError: it is damaged, holds anything else or weights that are not finite, is no dict, or expands to
+            many times its size.
     """
     if not os.path.isfile(path):
         raise UsageError(f"there is no file {path!r}; README.md, \"Data and weights\", says where to get it")
+    _refuse_expanding(path)
     try:
         with foreign.admitted(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of kinds of tensors that are refused below
@@ -53,6 +58,16 @@ def read(path: str) -> dict:
     content = foreign.normalise(content, path)
     check_finite(content, path)
     return content
+
+
+def _refuse_expanding(path: str) -> None:
+    """Refuse an archive whose few bytes would fill the memory; PyTorch itself writes tensors uncompressed."""
+    with contextlib.suppress(OSError, ValueError, NotImplementedError, zipfile.BadZipFile):  # the reader says it better
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > MOST_EXPANSION * os.path.getsize(path):
+            raise InputError(f"{path} is a compressed archive that expands to {unpacked} bytes, over {MOST_EXPANSION} "
+                             "times its size; it was not opened, since that could fill the memory")
 
 
 def save(content: dict, path: str) -> None:

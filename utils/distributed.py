@@ -56,7 +56,9 @@ def start(device: torch.device, timeout_minutes: float) -> None:
 
 
 def stop() -> None:
-    """End a job that has succeeded: each of several processes exits here, with code 0; a lone process continues.
+    """End a job that has succeeded: each of several processes exits here, a lone process continues.
+
+    The exit code is 0, or 1 if standard output could not be written.
 
     The interpreter's teardown is skipped: gloo's threads outlive `destroy_process_group`, and with them running the
     teardown sometimes aborts ("terminate called without an active exception", PyTorch 2.15), which fails the job.
@@ -65,7 +67,7 @@ def stop() -> None:
         dist.destroy_process_group()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(int(getattr(sys.stdout, "failed", False)))
 
 
 def active() -> bool:

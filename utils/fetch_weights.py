@@ -16,6 +16,7 @@ if __package__ in (None, ""):  # started as a script: its folder, not the projec
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 from utils.errors import InputError, UsageError, run
+from utils.files import lock
 from utils.flags import ArgumentParser, make_folder
 from utils.progress import bar_style
 from utils.text import counted, first_line, printable
@@ -146,7 +147,8 @@ class Part(io.FileIO):
     """What has been downloaded of a file, to be continued.
 
     Raises:
-        InputError: from the start or a write: the file is a symbolic link, or cannot be written.
+        InputError: from the start or a write: the file is a symbolic link, another process downloads to it, or it
+            cannot be written.
     """
 
     def __init__(self, path: str):
@@ -157,6 +159,9 @@ class Part(io.FileIO):
                 name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666))
         except OSError as error:
             raise InputError(f"{path}: it cannot be written ({error.strerror})") from error
+        if not lock(self):
+            self.close()
+            raise InputError(f"{path}: another process is downloading to this file; wait until it has ended")
 
     def write(self, data) -> int:
         rest = memoryview(data)

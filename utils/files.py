@@ -14,6 +14,11 @@ from collections import Counter
 from .errors import InputError
 from .text import first_line
 
+try:
+    import fcntl
+except ImportError:  # Windows, which has no such locks
+    fcntl = None  # type: ignore[assignment]
+
 logger = logging.getLogger(__name__)
 
 LONGEST_NAME = 200  # bytes; file systems end at 255
@@ -101,6 +106,24 @@ def machine_name() -> str:
     return hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:8]
 
 
+def lock(file) -> bool:
+    """Lock an open file for this process, unless another process has; whether it could be done.
+
+    The lock ends when the file is closed or the process ends, however that ends. On systems and file systems without
+    locks nothing is locked, which counts as success. A POSIX lock, because worker processes, which may outlive a killed
+    run by seconds, do not inherit it.
+    """
+    if fcntl is None:
+        return True
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def set_aside(folder: str, pattern: str) -> None:
     """Move what an earlier run left in `folder` to a subfolder of it, so that neither is lost and none is mixed.
 
@@ -133,7 +156,11 @@ def file_stem(name: str) -> str:
 
 
 def unique_names(stems: list[str], indices: list[int]) -> list[str]:
-    """The stems, with `_{index}` behind those that occur more than once; no two alike, even in letter case."""
+    """The stems, with `_{index}` behind those that occur more than once; no two alike, even in letter case.
+
+    Args:
+        indices: all different, so that names which end in them are too.
+    """
     occurrences = Counter(stem.casefold() for stem in stems)  # some file systems take A.jpg and a.jpg for the same
     used = {stem for stem, count in occurrences.items() if count == 1}
     names = []
@@ -142,6 +169,5 @@ def unique_names(stems: list[str], indices: list[int]) -> list[str]:
         if occurrences[stem.casefold()] > 1:
             while (name := f"{name}_{index}").casefold() in used:
                 pass
-            used.add(name.casefold())
         names.append(name)
     return names

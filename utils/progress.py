@@ -21,10 +21,14 @@ class _Lines:
 
 
 def bar_style() -> dict:
-    """The options with which tqdm writes to standard output."""
+    """The options with which tqdm writes to standard output.
+
+    In a file every bar has position 0: beside another bar, tqdm would write the control characters of cursor moves.
+    """
     if sys.stdout.isatty():
         return {"file": sys.stdout, "dynamic_ncols": True}
-    return {"file": _Lines(sys.stdout), "ncols": 0, "mininterval": EVERY, "maxinterval": EVERY, "delay": EVERY}
+    return {"file": _Lines(sys.stdout), "position": 0, "ncols": 0,
+            "mininterval": EVERY, "maxinterval": EVERY, "delay": EVERY}
 
 
 def progress_bar(*args, **options) -> tqdm:

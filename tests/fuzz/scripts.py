@@ -3,6 +3,7 @@ import functools
 import json
 import random
 import re
+from itertools import pairwise
 from pathlib import Path
 
 from checks import ROOT
@@ -11,6 +12,10 @@ from mutations import ODD_NUMBERS, ODD_TEXTS, edited, mutate
 from rows import make_row
 from sandbox import Unmakeable, command
 from sets import table_seeds
+
+from utils.sizes import LARGEST_SIDE
+
+SIZES = ("--img_size", "--prefusion_base_ch", "--size")
 
 
 def result_seeds() -> list[dict]:
@@ -95,6 +100,9 @@ def flags_of(script: str) -> list[str]:
 def prepare_command(words: list, folder: Path):
     if not all(isinstance(word, str) and "\0" not in word and "\ud800" not in word for word in words):
         raise Unmakeable  # no system passes them to a program
+    if any(flag in SIZES and re.fullmatch("[0-9]{1,5}", value) and 200 < int(value) <= LARGEST_SIDE
+           for flag, value in pairwise(words)):
+        raise Unmakeable  # a network that large may take more memory than is allowed here
     write_files(folder / "in", read_files(material(), "data.parquet", "model.pth")
                 | {"t.json": table_seeds()[1]["t.json"]})
     for name in ("visible", "infrared"):

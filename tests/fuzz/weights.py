@@ -39,7 +39,7 @@ def _(value: torch.Tensor, rng: random.Random):
     try:
         return rng.choice(kinds)()
     except (RuntimeError, IndexError, TypeError, ValueError, NotImplementedError):
-        return value[..., :1] if value.dim() else value.float()
+        return value.float() if value.is_nested or not value.dim() else value[..., :1]
 
 
 @edited.register
@@ -113,7 +113,9 @@ def bert_seeds() -> list[dict]:
     return [config, pickled, words | {"vocab.txt": files["vocab.txt"].decode()}, files]
 
 
-def mutate_bert(rng: random.Random, files: dict) -> dict:
+def mutate_bert(rng: random.Random, files):
+    if not isinstance(files, dict):
+        return files
     names = [name for name in files if name != "model.safetensors"] if rng.random() < 0.9 else list(files)
     if not names or rng.random() < 0.05:
         return mutate(rng, files) if files else files
