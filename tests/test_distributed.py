@@ -68,6 +68,20 @@ def test_the_flag_reaches_the_exchange(scenes, tmp_path, monkeypatch):
     assert asked == [True]
 
 
+@pytest.mark.parametrize(("count", "accum"), [(2, 1), (2, 2), (4, 1)])
+def test_a_step_sends_its_gradients_once_and_a_few_numbers(count, accum, tiny_bert, tmp_path):
+    """Also with accumulation. That the job succeeds shows that no parameter is unused."""
+    finish(torchrun(count, "tests/bytes_of_several.py", tiny_bert, accum, tmp_path / "sent.json"))
+    report = json.loads((tmp_path / "sent.json").read_text())
+    assert {name for name, _ in report["sent"]} == {"allreduce_"}  # no buffers, which would be broadcast
+    sizes = [size for _, size in report["sent"]]
+    buckets = [size for size in sizes if size > 1000]
+    steps = report["steps"]
+    assert sum(buckets) == steps * report["gradients"]
+    terms = steps * 13 * 4  # ten loss terms and three gradient norms, read once for all steps
+    assert sorted(size for size in sizes if size <= 1000) == [*[4] * (steps * accum), 8, terms]  # 4: class weights
+
+
 def test_several_processes_train_and_only_one_writes(scenes, tmp_path):
     output = finish(torchrun(2, *training(scenes, tmp_path, "--epochs", 1, "-b", 2)))
     assert "4 steps, 4 samples a step" in output

@@ -121,12 +121,18 @@ def test_it_trains_with_less_precision_and_less_memory(flags, trained, scenes, t
     assert second["skipped_steps"] == 0
 
 
-def test_it_trains_compiled(trained, scenes, tmp_path, monkeypatch):
-    """Without code generation, which takes a C++ compiler minutes: what is traced is what would be compiled."""
+def test_it_trains_compiled_from_one_graph(trained, scenes, tmp_path, monkeypatch):
+    """Without code generation, which takes a C++ compiler minutes: what is traced is what would be compiled.
+
+    One graph: nothing breaks it, and neither a later step nor the validation between two epochs compiles again.
+    """
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile",
                         lambda module: compile_module(module, backend="eager", fullgraph=True))
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
     train(scenes, tmp_path, "--torchcompile", "--eval_vis_dir", "")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert epochs_of(tmp_path)[1]["total"] == pytest.approx(epochs_of(trained)[1]["total"], rel=0.05)
 
 
