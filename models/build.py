@@ -7,6 +7,7 @@ from torch import nn
 
 from bert import build_text_encoder
 from utils.checkpoint import load_strictly, load_swin_weights
+from utils.content import size_of
 from utils.errors import InputError, UsageError
 from utils.text import printable
 
@@ -101,7 +102,9 @@ def build_from_checkpoint(content: dict, source: str, ck_bert: str, pwam_heads: 
     with_bert = isinstance(content.get("bert_model"), dict)
     if bert_config is not None:
         ck_bert = f"the BERT configuration in {source}"
-    model = assemble(architecture, build_text_encoder(ck_bert, not with_bert, config=bert_config, source=ck_bert))
+    weight_bytes = size_of(content["bert_model"]) if with_bert else None
+    model = assemble(architecture, build_text_encoder(ck_bert, not with_bert, config=bert_config, source=ck_bert,
+                                                      weight_bytes=weight_bytes))
     if model.text_encoder.config.hidden_size != text_dim:
         raise InputError(f"{source} was trained with a text encoder of width {text_dim}, the one in {ck_bert} is of "
                          f"width {model.text_encoder.config.hidden_size}")

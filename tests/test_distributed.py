@@ -11,7 +11,9 @@ import pytest
 import torch
 from conftest import ROOT, train, training
 
-from utils import checkpoint
+from training.lock import locked
+from utils import checkpoint, distributed
+from utils.errors import UsageError
 
 
 def torchrun(count: int, *command) -> subprocess.Popen:
@@ -57,6 +59,13 @@ def test_several_processes_train_and_only_one_writes(scenes, tmp_path):
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
     assert json.loads((tmp_path / "run.json").read_text())["effective_batch"] == 4
     assert {"last.pth", "model_best_lavt.pth", "curves.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_where_the_main_process_finds_a_folder_in_use_all_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(distributed, "largest", lambda _: True)  # the main process was refused
+    with pytest.raises(UsageError, match="output-dir: another training run is writing to"), locked(str(tmp_path)):
+        pass
 
 
 def test_metrics_do_not_depend_on_the_number_of_processes(trained, scenes, tmp_path):

@@ -54,6 +54,17 @@ def test_what_the_former_launcher_passes_is_accepted():
         assert not hasattr(build_parser().parse_args(flags), "local_rank")
 
 
+def test_a_window_of_ssim_may_be_as_large_as_the_images_and_larger_where_they_are_padded():
+    from train_with_lavt import build_parser, contradictions
+
+    def refused(*flags):
+        args = build_parser().parse_args(["--init_from_lavt_one", "", "--img_size", "65", *flags])
+        return [flag for flag, wrong, _ in contradictions(args) if wrong]
+
+    assert not refused("--ssim_window", "65") and not refused("--ssim_window", "67", "--ssim_edges", "zero")
+    assert refused("--ssim_window", "67") == ["ssim_window"]
+
+
 def test_the_log_has_every_term_rate_and_metric_of_every_epoch(trained):
     epochs = epochs_of(trained)
     assert [epoch["epoch"] for epoch in epochs] == [0, 1]

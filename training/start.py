@@ -8,7 +8,7 @@ from torch import nn
 from bert import Tokenizer, build_text_encoder
 from models.architecture import Architecture, parse_heads
 from utils import checkpoint
-from utils.content import embedded_bert
+from utils.content import embedded_bert, size_of
 from utils.errors import InputError, naming
 from utils.flags import BERT
 
@@ -37,10 +37,11 @@ def open_text_encoder(folder: str, content: dict, path: str) -> nn.Module:
     Raises:
         UsageError, InputError: as `bert.build_text_encoder`.
     """
+    weight_bytes = size_of(content["bert_model"]) if isinstance(content.get("bert_model"), dict) else None
     if "bert_model" in content and _is_absent_default(folder) and (bert := embedded_bert(content, path)):
-        return build_text_encoder(config=bert["config"], source=path)
+        return build_text_encoder(config=bert["config"], source=path, weight_bytes=weight_bytes)
     with naming("ck_bert"):
-        return build_text_encoder(folder, pretrained="bert_model" not in content)
+        return build_text_encoder(folder, pretrained="bert_model" not in content, weight_bytes=weight_bytes)
 
 
 def _is_absent_default(folder: str) -> bool:
