@@ -5,6 +5,7 @@ import os
 from utils.errors import run
 from utils.flags import (
     BERT,
+    FUSION_METHODS,
     ArgumentParser,
     Ignored,
     at_least,
@@ -51,8 +52,10 @@ def build_parser() -> ArgumentParser:
                       help="load batches into page-locked memory, for a faster copy to a GPU")
 
     model = parser.add_argument_group("model")
-    model.add_argument("--prefusion_model", choices=["unet_fuser"], default="unet_fuser",
-                       help="fusion network; there is one")
+    model.add_argument("--prefusion_model", choices=FUSION_METHODS, default="unet_fuser",
+                       help="how images are fused: by the network of the paper; or, without parameters, the luma of "
+                            "both averaged or the larger one, with the visible image's colour; the visible image "
+                            "alone; the infrared one as grey")
     model.add_argument("--prefusion_base_ch", type=at_least(1, most=1024), default=32,
                        help="width c of the fuser, whose levels have c, 2c, 4c and 8c channels")
     model.add_argument("--swin_type", choices=["micro", "tiny", "small", "base", "large"], default="base",
@@ -210,6 +213,10 @@ def contradictions(args: argparse.Namespace) -> list[tuple[str, bool, str]]:
          "LAVT"),
         ("lambda_prefusion", args.train_fuser_only and not args.lambda_prefusion,
          "at 0 there is nothing for --train_fuser_only to learn from"),
+        ("train_fuser_only", args.train_fuser_only and args.prefusion_model != "unet_fuser",
+         f"--prefusion_model {args.prefusion_model} has no parameters to train"),
+        ("ck_prefusion", bool(args.ck_prefusion) and args.prefusion_model != "unet_fuser",
+         f"--prefusion_model {args.prefusion_model} has no parameters to start from"),
         ("torchcompile", args.torchcompile and args.grad_checkpointing, "cannot be combined with --grad-checkpointing"),
     ]
 

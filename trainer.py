@@ -229,6 +229,9 @@ def build_networks(args: Namespace, tokenizer: Tokenizer, source: dict, weights:
         source: content of the checkpoint of `--resume`, else of `--init_from`, else empty.
         weights: state dicts to resume from where those of `source` are averaged ones.
     """
+    if args.resume or args.init_from:
+        with naming("resume" if args.resume else "init_from"):
+            start.check_fusion_method(source, args.prefusion_model, args.resume or args.init_from)
     architecture = resolve_architecture(args, source)
     text_encoder = start.open_text_encoder(args.ck_bert, source, args.resume or args.init_from)
     with naming("bert_tokenizer"):

@@ -4,9 +4,12 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from .fuser import EncodedPair, UNetFuser
+from .fusion_rules import FusionRule
 from .lavt import LAVT
 
 INPUTS = ("vis", "ir", "input_ids", "attention_mask")  # of the model, in this order; their names in a batch
+Encoded = EncodedPair | Tensor  # the latter: (B, 3, H, W), the fused image itself, if no sentence has a part in it
+
 
 class Output(NamedTuple):
     """The model's results for a batch."""
@@ -22,11 +25,11 @@ class RISFusion(nn.Module):
 
     Args:
         text_encoder: a `transformers.BertModel` without pooler.
-        fuser: fuses the two images.
+        fuser: fuses the two images; a `FusionRule` has no parameters.
         segmenter: None for fusion alone.
     """
 
-    def __init__(self, text_encoder: nn.Module, fuser: UNetFuser, segmenter: LAVT | None):
+    def __init__(self, text_encoder: nn.Module, fuser: UNetFuser | FusionRule, segmenter: LAVT | None):
         super().__init__()
         self.text_encoder: Any = text_encoder  # its type is known to bert/ alone
         self.fuser = fuser
@@ -62,11 +65,11 @@ class RISFusion(nn.Module):
         """
         return self.answer(self.encode_pair(vis, ir), input_ids, attention_mask)
 
-    def encode_pair(self, vis: Tensor, ir: Tensor) -> EncodedPair:
-        """The part of `forward` that does not depend on the sentence: the fuser's two encoders."""
+    def encode_pair(self, vis: Tensor, ir: Tensor) -> Encoded:
+        """The part of `forward` that does not depend on the sentence: the fuser's two encoders, or its rule."""
         return self.fuser.encode(vis, ir)
 
-    def answer(self, pair: EncodedPair, input_ids: Tensor, attention_mask: Tensor) -> Output:
+    def answer(self, pair: Encoded, input_ids: Tensor, attention_mask: Tensor) -> Output:
         """The rest of `forward`, for one sentence about each pair: text encoder, the fuser's decoder, segmenter.
 
         The segmenter depends on the sentence twice, because its input, the fused image, does.
@@ -75,5 +78,5 @@ class RISFusion(nn.Module):
         # anything, which waits for the GPU.
         unmasked = attention_mask.bool()[:, None, None, :].expand(-1, -1, attention_mask.shape[1], -1)
         text = self.text_encoder(input_ids, attention_mask=unmasked).last_hidden_state
-        fused = self.fuser.decode(pair, text, attention_mask)
+        fused = pair if isinstance(pair, Tensor) else self.fuser.decode(pair, text, attention_mask)
         return Output(fused, None if self.segmenter is None else self.segmenter(fused, text, attention_mask))
