@@ -92,7 +92,9 @@ def test(args: Namespace, device: torch.device) -> None:
     if meter:
         results["fusion_metrics"] = meter.summary(evaluated)
     if text:
+        images, _ = notes.tell_apart(dataset.names, evaluated.tolist())
         results["text_ablation"] = text.summary(counts, evaluated)
+        results["text_contrast"] = text.contrast_summary(evaluated, images, args.seed)
 
     # Write: numbers first, since they are small and took the time
     room.close()
@@ -104,10 +106,11 @@ def test(args: Namespace, device: torch.device) -> None:
         write_samples(path, dataset, counts, meter.columns() if meter else None, pictures)
     print_results(args, results)
     iou = sample_iou(counts[evaluated]).numpy()
-    entries = {kind: [show_sample(dataset, row, counts, ask) for row in chosen]
-               for kind, chosen in report.pick_samples(iou, evaluated.numpy()).items()}
+    picked = report.pick_samples(iou, evaluated.numpy())
+    entries = {kind: [show_sample(dataset, row, counts, ask) for row in chosen] for kind, chosen in picked.items()}
+    pairs = [show_sentences(dataset, rows[0], text.swapped[rows[0]], ask) for rows in picked.values()] if text else []
     with writing("report.html", args.out_dir, written, errors) as path:
-        report.write_report(path, results, iou, entries, note_lines(results))
+        report.write_report(path, results, iou, entries, note_lines(results), pairs)
     with writing("contact_sheet.png", args.out_dir, written, errors) as path:
         sheet.save(path)
     if not writer.errors:
@@ -170,6 +173,13 @@ def show_sample(dataset: MMRISDataset, row: int, counts: torch.Tensor, ask) -> d
                                pictures, sample["size"][0])
 
 
+def show_sentences(dataset: MMRISDataset, row: int, other: str, ask) -> dict:
+    """What the report shows of a row's fused image with its own sentence and with an `other` one."""
+    own, sample = dataset.questions[row], collate([dataset[row]])
+    images = [ask(sample, [sentence]).fused[0].float().cpu() for sentence in (own, other)]
+    return report.sentences_entry(own, other, *images, sample["size"][0])
+
+
 def describe(args: Namespace, opened: OpenCheckpoint, device: torch.device, dataset: MMRISDataset,
              counts: torch.Tensor, notes: SampleNotes, bad_rows: list[str]) -> dict:
     """What `metrics.json` holds besides the metrics of all samples: intervals, settings, notes on the samples.
@@ -229,8 +239,9 @@ def print_results(args: Namespace, results: dict) -> None:
     for line in note_lines(results):
         print(line)
     if args.text_ablation:
-        print(f"\n{ablation.ablation_table(results['text_ablation'])}")
+        print(f"\n{ablation.ablation_table(results['text_ablation'], results['text_contrast'])}")
         print("change of the fused image against that of the true sentence, inside and outside the object, of 255")
+        print("contrast: |mean luma inside the object - mean luma of a ring around it| in the fused image, of 255")
     if args.fusion_metrics:
         print(f"\n{fusion_metrics.fusion_table(results['fusion_metrics'])}")
     if results["bad_rows"]["count"]:

@@ -34,7 +34,8 @@ def build_parser() -> ArgumentParser:
                         help="measure EN, SD, SF, AG, MI, SCD, CC, Qabf, VIF and SSIM at original size, of the fused "
                              "images and of the average and maximum of the sources")
     parser.add_argument("--text_ablation", action="store_true",
-                        help="also run each sample with another sample's sentence and with an empty one")
+                        help="also run each sample with another sample's sentence and with an empty one, and measure "
+                             "how far mask, fused image and the object's contrast depend on it")
     parser.add_argument("--shuffle_text", action="store_true",
                         help="swap the sentences between samples")
     parser.add_argument("--tta", choices=["none", "flip"], default="none",

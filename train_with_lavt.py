@@ -128,6 +128,13 @@ def build_parser() -> ArgumentParser:
     part.add_argument("--eval_only", action="store_true",
                       help="print the validation metrics of the checkpoint given by --resume; write nothing")
 
+    ablation = parser.add_argument_group("ablations (test.py and predict.py read them from the checkpoint)")
+    ablation.add_argument("--fuser_text", choices=["sentence", "none"], default="sentence",
+                          help="what the fuser reads; none: an empty sentence, while the segmenter reads the true one")
+    ablation.add_argument("--detach_fused", action="store_true",
+                          help="keep the gradient of the segmentation loss from the fuser, so that the two are trained "
+                               "side by side, not jointly")
+
     run_on = parser.add_argument_group("device, precision and memory")
     run_on.add_argument("--device", default="auto",
                         help="auto (an Ascend NPU, else a CUDA GPU, else the CPU), cuda, npu or cpu; an index may "
@@ -217,6 +224,14 @@ def contradictions(args: argparse.Namespace) -> list[tuple[str, bool, str]]:
          f"--prefusion_model {args.prefusion_model} has no parameters to train"),
         ("ck_prefusion", bool(args.ck_prefusion) and args.prefusion_model != "unet_fuser",
          f"--prefusion_model {args.prefusion_model} has no parameters to start from"),
+        ("detach_fused", args.detach_fused and args.train_fuser_only,
+         "leave it out; with --train_fuser_only there is no segmentation loss"),
+        ("detach_fused", args.detach_fused and not args.lambda_prefusion,
+         "at --lambda_prefusion 0 the fuser has nothing else to learn from"),
+        ("fuser_text", args.fuser_text == "none" and args.prefusion_model != "unet_fuser",
+         f"--prefusion_model {args.prefusion_model} reads no sentence"),
+        ("detach_fused", args.detach_fused and args.prefusion_model != "unet_fuser",
+         f"--prefusion_model {args.prefusion_model} has no parameters that a gradient could reach"),
         ("torchcompile", args.torchcompile and args.grad_checkpointing, "cannot be combined with --grad-checkpointing"),
     ]
 

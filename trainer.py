@@ -246,6 +246,10 @@ def build_networks(args: Namespace, tokenizer: Tokenizer, source: dict, weights:
     else:
         start.load_pretrained(model, swin=args.pretrained_swin_weights, lavt_one=args.init_from_lavt_one,
                               lavt_head=args.load_lavt_head, fuser=args.ck_prefusion)
+    fuser_text = checkpoint.stored_args(source).get("fuser_text") if args.eval_only else args.fuser_text
+    if fuser_text == "none":
+        model.fix_fuser_sentence(*tokenizer([""]))
+    model.detach_fused = args.detach_fused
     if args.freeze_bert or args.train_fuser_only:
         model.freeze(model.text_encoder)
     if args.freeze_backbone:

@@ -145,6 +145,9 @@ def open_checkpoint(path: str, device: torch.device, *, bert_tokenizer: str | No
                                   bert["config"] if folders.ck_bert is None else None)
     with naming("bert_tokenizer"):
         check_vocabulary(tokenizer, model.text_encoder)
+    if stored.get("fuser_text") == "none":
+        logger.info("%s: the fuser reads an empty sentence, as in training (fuser_text none)", path)
+        model.fix_fuser_sentence(*tokenizer([""]))
     left_right = left_right_ids(tokenizer) if flip else None
     if flip and left_right is None:
         logger.warning("%s does not have both `left` and `right` as words: sentences keep them for the mirrored image, "

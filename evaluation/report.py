@@ -4,16 +4,19 @@ import io
 import os
 
 import numpy as np
+import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from utils.draw import TITLES, resize
+from utils.color import destandardise
+from utils.draw import TITLES, resize, to_image
 from utils.files import replacing
 
 LONGEST_SIDE = 360  # of a picture, pixels
 LONGEST_SENTENCE = 300  # characters
 BINS = 20
 EACH = 3  # samples among the best, the median and the worst
+LARGEST_FACTOR = 64  # by which a difference of two images is amplified
 
 
 def pick_samples(iou: np.ndarray, rows: np.ndarray, each: int = EACH) -> dict[str, list[int]]:
@@ -44,13 +47,42 @@ def sample_entry(sentence: str, iou: float, index: int, name: str, pictures: lis
         pictures: those of TITLES, (S, S, 3) uint8.
         size: (width, height) of the original image, whose proportions the pictures get.
     """
+    return {"sentence": cut(sentence), "iou": iou, "index": index, "name": name,
+            "pictures": framed(dict(zip(TITLES, pictures, strict=True)), size)}
+
+
+def sentences_entry(own: str, other: str, fused: torch.Tensor, fused_other: torch.Tensor, size: tuple[int, int]
+                    ) -> dict:
+    """What the page shows of one sample with two sentences: both fused images, and how they differ.
+
+    Args:
+        own, other: the sentences, any text.
+        fused, fused_other: (3, S, S) standardised, the fused image with each.
+        size: (width, height) of the original image.
+    Returns:
+        With `pictures`, whose last is the absolute difference in grey, the mean of the channels. It is amplified by
+        the largest power of two up to LARGEST_FACTOR that leaves it below white, which its title names.
+    """
+    difference = (destandardise(fused) - destandardise(fused_other)).abs().nan_to_num().mean(0)
+    factor = LARGEST_FACTOR
+    while factor > 1 and factor * difference.max() > 1:
+        factor //= 2
+    grey = difference.mul(255 * factor).round().byte().numpy()
+    pictures = {"own sentence": to_image(fused), "other sentence": to_image(fused_other),
+                f"difference × {factor}": np.stack([grey] * 3, axis=-1)}
+    return {"own": cut(own), "other": cut(other), "pictures": framed(pictures, size)}
+
+
+def cut(sentence: str) -> str:
+    """At most the first LONGEST_SENTENCE characters."""
+    return sentence if len(sentence) <= LONGEST_SENTENCE else sentence[:LONGEST_SENTENCE] + "…"
+
+
+def framed(pictures: dict[str, np.ndarray], size: tuple[int, int]) -> list[tuple[str, int, int, str]]:
+    """(title, width, height, address) of pictures (S, S, 3) uint8, in the proportions of `size`, (width, height)."""
     scale = LONGEST_SIDE / max(size)
-    size = tuple(max(1, round(side * scale)) for side in size)
-    if len(sentence) > LONGEST_SENTENCE:
-        sentence = sentence[:LONGEST_SENTENCE] + "…"
-    return {"sentence": sentence, "iou": iou, "index": index, "name": name,
-            "pictures": [(title, *size, data_uri(resize(picture, size)))
-                         for title, picture in zip(TITLES, pictures, strict=True)]}
+    width, height = (max(1, round(side * scale)) for side in size)
+    return [(title, width, height, data_uri(resize(picture, (width, height)))) for title, picture in pictures.items()]
 
 
 def data_uri(image: np.ndarray) -> str:
@@ -66,8 +98,8 @@ def histogram(iou: np.ndarray) -> list[tuple[float, float, int]]:
     return list(zip(edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), strict=True))
 
 
-def write_report(path: str, metrics: dict, iou: np.ndarray, samples: dict[str, list[dict]], notes: list[str] = ()
-                 ) -> None:
+def write_report(path: str, metrics: dict, iou: np.ndarray, samples: dict[str, list[dict]], notes: list[str] = (),
+                 pairs: list[dict] = ()) -> None:
     """Write the page.
 
     Args:
@@ -76,6 +108,7 @@ def write_report(path: str, metrics: dict, iou: np.ndarray, samples: dict[str, l
         iou: (M,) IoU of the rows that were evaluated, fractions.
         samples: {"best": entries, ...}, the entries from `sample_entry`.
         notes: sentences about the samples.
+        pairs: entries from `sentences_entry`.
     Raises:
         InputError: it cannot be written.
     """
@@ -83,7 +116,7 @@ def write_report(path: str, metrics: dict, iou: np.ndarray, samples: dict[str, l
                               undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     with_intervals = list(metrics["intervals_95"])
     page = environment.get_template("report.html.jinja").render(
-        metrics=metrics, bins=histogram(iou), median=float(np.median(iou)), samples=samples, notes=notes,
+        metrics=metrics, bins=histogram(iou), median=float(np.median(iou)), samples=samples, notes=notes, pairs=pairs,
         heads=list(dict.fromkeys([*with_intervals[:3], with_intervals[-1]])),
         percentages=[name for name, value in metrics.items() if isinstance(value, float)])
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", errors="replace") as file:

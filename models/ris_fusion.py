@@ -1,6 +1,7 @@
 """The joint model: text encoder, fuser and segmenter in one forward pass."""
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from .fuser import EncodedPair, UNetFuser
@@ -21,7 +22,13 @@ class Output(NamedTuple):
 class RISFusion(nn.Module):
     """RIS-FUSION (arXiv 2509.12710): a sentence guides the fusion of two images and is grounded in the result.
 
-    Gradients of the segmentation loss reach the fuser: its output enters the segmenter undetached.
+    Gradients of the segmentation loss reach the fuser: its output enters the segmenter undetached. This and the fuser's
+    sentence can be changed, for ablations; both leave the tensors of the networks as they are.
+
+    Attributes:
+        detach_fused: whether to keep these gradients from the fuser; False.
+        fuser_ids: (1, T) int64, ids of the only sentence that the fuser reads, see `fix_fuser_sentence`; None: the same
+            as the segmenter.
 
     Args:
         text_encoder: a `transformers.BertModel` without pooler.
@@ -29,12 +36,16 @@ class RISFusion(nn.Module):
         segmenter: None for fusion alone.
     """
 
+    fuser_ids: Tensor | None
+
     def __init__(self, text_encoder: nn.Module, fuser: UNetFuser | FusionRule, segmenter: LAVT | None):
         super().__init__()
         self.text_encoder: Any = text_encoder  # its type is known to bert/ alone
         self.fuser = fuser
         self.segmenter = segmenter
         self.frozen: list[nn.Module] = []
+        self.detach_fused = False
+        self.register_buffer("fuser_ids", None, persistent=False)
 
     def networks(self) -> dict[str, nn.Module]:
         """`text_encoder`, `fuser` and, if there is one, `segmenter`, by name."""
@@ -45,6 +56,14 @@ class RISFusion(nn.Module):
         part.requires_grad_(False)
         self.frozen.append(part)
         part.eval()
+
+    def fix_fuser_sentence(self, input_ids: Tensor, attention_mask: Tensor) -> None:
+        """Let the fuser read one sentence for all pairs, whatever the segmenter reads.
+
+        Args:
+            input_ids, attention_mask: (1, T), as of `forward`.
+        """
+        self.fuser_ids = input_ids[:, :int(attention_mask.sum())]
 
     def train(self, mode: bool = True) -> "RISFusion":
         """Set the training mode, except of frozen parts, which stay in evaluation mode."""
@@ -74,9 +93,20 @@ class RISFusion(nn.Module):
 
         The segmenter depends on the sentence twice, because its input, the fused image, does.
         """
+        text = self._encode_text(input_ids, attention_mask)
+        fuser_text, fuser_mask = text, attention_mask
+        if self.fuser_ids is not None:
+            fuser_mask = torch.ones_like(self.fuser_ids)
+            fuser_text = self._encode_text(self.fuser_ids, fuser_mask).expand(len(text), -1, -1)
+            fuser_mask = fuser_mask.expand(len(text), -1)
+        fused = pair if isinstance(pair, Tensor) else self.fuser.decode(pair, fuser_text, fuser_mask)
+        if self.segmenter is None:
+            return Output(fused, None)
+        return Output(fused, self.segmenter(fused.detach() if self.detach_fused else fused, text, attention_mask))
+
+    def _encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(B, T) ids and mask to (B, T, text width)."""
         # A mask with a row for each query, because transformers inspects one with a single row for whether it masks
         # anything, which waits for the GPU.
         unmasked = attention_mask.bool()[:, None, None, :].expand(-1, -1, attention_mask.shape[1], -1)
-        text = self.text_encoder(input_ids, attention_mask=unmasked).last_hidden_state
-        fused = pair if isinstance(pair, Tensor) else self.fuser.decode(pair, text, attention_mask)
-        return Output(fused, None if self.segmenter is None else self.segmenter(fused, text, attention_mask))
+        return self.text_encoder(input_ids, attention_mask=unmasked).last_hidden_state

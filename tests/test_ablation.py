@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from evaluation.ablation import TextAblation, ablation_table, change
+from evaluation.ablation import TextAblation, ablation_table, change, object_contrast
 from models import Output
 from utils.color import standardise
 
@@ -47,4 +47,50 @@ def test_every_sentence_is_scored_against_the_same_object():
     assert summary["true"] == {"mIoU": 100.0, "oIoU": 100.0, "change_inside": 0.0, "change_outside": 0.0}
     assert summary["swapped"] == pytest.approx({"mIoU": 0, "oIoU": 0, "change_inside": 0, "change_outside": 0})
     assert summary["empty"] == pytest.approx({"mIoU": 0, "oIoU": 0, "change_inside": 8, "change_outside": 8}, abs=1e-3)
-    assert ablation_table(summary).splitlines()[3].split() == ["empty", "0.00", "0.00", "8.00", "8.00"]
+    contrasts = ablation.contrast_summary(torch.tensor([0, 1]), ["a", "b"], seed=0)
+    assert contrasts["num_samples"] == 0  # a tenth of 4 pixels is none, so there is no ring
+    table = ablation_table(summary, contrasts).splitlines()
+    assert table[3].split() == ["empty", "0.00", "0.00", "8.00", "8.00", "-"]
+
+
+def scenes(levels: list[float], background: float = 100) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images of 20×20 pixels with an object of 4×4 of each of these grey levels, and its masks."""
+    target = torch.zeros(len(levels), 20, 20, dtype=torch.long)
+    target[:, 8:12, 8:12] = 1
+    grey_levels = torch.where(target == 1, torch.tensor(levels)[:, None, None], background)
+    return standardise(grey_levels[:, None].expand(-1, 3, -1, -1) / 255), target
+
+
+def test_the_contrast_is_that_of_the_object_with_a_ring_around_it():
+    fused, target = scenes([130, 60, 100])
+    target[2] = 1  # an object that fills the image has no surroundings
+    fused[:, :, :, :6] = standardise(torch.zeros(3, 3, 20, 6))  # more than a tenth of the side, 2 pixels, away
+    found = object_contrast(fused, target)
+    assert found[:2].tolist() == pytest.approx([30, 40], abs=1e-3)
+    assert found[2].isnan()
+    assert object_contrast(fused, torch.zeros_like(target)).isnan().all()
+    fused[0, :, 6, 6] = standardise(torch.zeros(3, 1, 1))[:, 0, 0]  # a corner of the ring of 8² − 4² pixels
+    assert object_contrast(fused, target)[0].item() == pytest.approx(30 + 100 / 48, abs=1e-3)
+
+
+def test_it_is_counted_how_often_the_own_sentence_gives_the_larger_contrast():
+    levels = {"own": [130, 120, 60, 100], "other": [110, 120, 80, 100], "": [100, 100, 100, 100]}
+    target = scenes([0] * 4)[1]
+    target[3] = 0  # refers to nothing
+
+    def predict(batch, sentences):
+        fused = scenes(levels[sentences[0]])[0][batch["row"]]
+        return Output(fused, torch.zeros(len(fused), 2, 20, 20))
+
+    ablation = TextAblation(["other"] * 4, predict)
+    batch = {"row": torch.arange(4), "target": target}
+    ablation.add(batch, predict(batch, ["own"] * 4))
+    contrasts = ablation.contrast_summary(torch.arange(4), ["a", "b", "c", "d"], seed=0)
+    means = {name: contrasts[name] for name in ("true", "swapped", "empty", "own_larger")}
+    assert means == pytest.approx({"true": 30, "swapped": 50 / 3, "empty": 0, "own_larger": 200 / 3}, abs=1e-3)
+    assert contrasts["num_samples"] == 3
+    assert contrasts["intervals_95"]["true"] == pytest.approx([20, 40], abs=0.1)
+    assert contrasts["intervals_95"]["own_larger"] == pytest.approx([0, 100])
+    table = ablation_table(ablation.summary(torch.ones(4, 5, dtype=torch.long), torch.arange(4)), contrasts)
+    assert "30.00  [20.00, 40.00]" in table
+    assert "own sentence than with the swapped one: 66.67 % of 3 samples [0.00, 100.00]" in table

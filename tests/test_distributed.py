@@ -82,8 +82,9 @@ def test_a_step_sends_its_gradients_once_and_a_few_numbers(count, accum, tiny_be
     assert sorted(size for size in sizes if size <= 1000) == [*[4] * (steps * accum), 8, terms]  # 4: class weights
 
 
-def test_several_processes_train_and_only_one_writes(scenes, tmp_path):
-    output = finish(torchrun(2, *training(scenes, tmp_path, "--epochs", 1, "-b", 2)))
+@pytest.mark.parametrize("flags", [[], ["--fuser_text", "none", "--detach_fused"]])
+def test_several_processes_train_and_only_one_writes(flags, scenes, tmp_path):
+    output = finish(torchrun(2, *training(scenes, tmp_path, "--epochs", 1, "-b", 2, *flags)))
     assert "4 steps, 4 samples a step" in output
     assert output.count("16 training and 6 validation samples") == 1
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1

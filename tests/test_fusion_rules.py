@@ -86,7 +86,9 @@ def test_evaluation_and_prediction_read_the_method_from_the_checkpoint(rule, sce
 
 @pytest.mark.parametrize("flags, message, code", [
     (["--train_fuser_only"], "--train_fuser_only: --prefusion_model average has no parameters to train", 2),
-    (["--ck_prefusion", "x.pth"], "--ck_prefusion: --prefusion_model average has no parameters to start from", 2)])
+    (["--ck_prefusion", "x.pth"], "--ck_prefusion: --prefusion_model average has no parameters to start from", 2),
+    (["--fuser_text", "none"], "--fuser_text: --prefusion_model average reads no sentence", 2),
+    (["--detach_fused"], "--detach_fused: --prefusion_model average has no parameters that a gradient could reach", 2)])
 def test_what_needs_a_fuser_is_refused_without_one(scenes, tmp_path, flags, message, code):
     result = train(scenes, tmp_path, "--prefusion_model", "average", *flags, ok=False)
     assert result.returncode == code and message in result.stderr

@@ -92,6 +92,12 @@ def test_the_text_ablation_shows_what_the_sentences_do(paper, result, trained, t
     assert [table["swapped"][name] for name in ("mIoU", "oIoU")] == pytest.approx(
         [swapped["mIoU"], swapped["oIoU"]], abs=0.05)
     assert f"swapped {table['swapped']['mIoU']:>9.2f}" in paper.stdout
+    contrasts = paper.metrics["text_contrast"]
+    assert list(contrasts) == ["true", "swapped", "empty", "own_larger", "intervals_95", "num_samples"]
+    assert 0 < contrasts["true"] != contrasts["swapped"] != contrasts["empty"]
+    for name, (low, high) in contrasts["intervals_95"].items():
+        assert low <= contrasts[name] <= high
+    assert f"{contrasts['own_larger']:.2f} % of {contrasts['num_samples']} samples" in paper.stdout
 
 
 def test_what_is_measured_besides_leaves_the_metrics_alone(paper, result):
@@ -102,8 +108,9 @@ def test_what_is_measured_besides_leaves_the_metrics_alone(paper, result):
 def test_the_report_is_one_page_that_needs_nothing_else(paper):
     page = (paper.out_dir / "report.html").read_text()
     assert "http:" not in page and "https:" not in page
-    assert page.count("<img ") == page.count('src="data:image/jpeg;base64,') == 6 * 5
-    for text in ("Best", "Median", "Worst", "Qabf", "swapped", f"{paper.metrics['mIoU']:.2f}"):
+    assert page.count("<img ") == page.count('src="data:image/jpeg;base64,') == 6 * 5 + 3 * 3
+    for text in ("Best", "Median", "Worst", "own sentence", "other sentence", "Qabf", "swapped",
+                 f"{paper.metrics['mIoU']:.2f}"):
         assert f">{text}<" in page
 
 

@@ -1,10 +1,15 @@
 """report.html opens anywhere and shows any text as text."""
+import base64
+import io
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from evaluation.report import histogram, pick_samples, sample_entry, write_report
+from evaluation.report import histogram, pick_samples, sample_entry, sentences_entry, write_report
+from utils.color import standardise
 
 METRICS = {
     "mIoU": 50.0, "oIoU": 40.0, "F1": 60.0, "precision@0.5": 51.0, "precision@0.9": 1.0, "num_samples": 9,
@@ -87,9 +92,27 @@ def test_tables_are_there_when_asked_for(page):
     text = page(METRICS | {
         "fusion_metrics": {name: {"EN": 6.5, "VIF": None} for name in ("fused", "average", "maximum")},
         "text_ablation": {name: {"mIoU": 7.25, "oIoU": 7.5, "change_inside": None, "change_outside": 0.125}
-                          for name in ("true", "swapped", "empty")}}).text
+                          for name in ("true", "swapped", "empty")},
+        "text_contrast": {"true": 21.5, "swapped": 9.25, "empty": None, "own_larger": 87.5, "num_samples": 8,
+                          "intervals_95": {"true": [18.0, 25.0], "own_larger": [62.5, 100.0]}}}).text
     assert "Fusion quality" in text and "6.500" in text and "–" in text
     assert "Does the text steer the fusion?" in text and "7.25" in text
+    text = " ".join(text.split())
+    assert "21.5018.00 to 25.00" in text  # two cells
+    assert "in 87.5 % (62.5 to 100.0) of 8 samples" in text
+
+
+@pytest.mark.parametrize(("levels", "factor", "shown"), [(2, 64, 128), (0, 64, 0), (20, 8, 160), (200, 1, 200)])
+def test_the_difference_that_another_sentence_makes_is_amplified_as_its_title_says(tmp_path, levels, factor, shown):
+    fused, other = (standardise(torch.full((3, 8, 8), level / 255)) for level in (10, 10 + levels))
+    entry = sentences_entry("the <car>", NASTY, fused, other, (100, 50))
+    assert [title for title, *_ in entry["pictures"]] == ["own sentence", "other sentence", f"difference × {factor}"]
+    picture = Image.open(io.BytesIO(base64.b64decode(entry["pictures"][2][3].split(",")[1])))
+    assert np.abs(np.asarray(picture).astype(int) - shown).max() <= 1  # JPEG
+    write_report(str(tmp_path / "report.html"), METRICS, np.linspace(0, 1, 9), {}, pairs=[entry])
+    found = Page(tmp_path / "report.html")
+    assert "the <car>" in found.text and "<script>alert" in found.text and f"difference × {factor}" in found.text
+    assert len(found.addresses()) == 3 and "script" not in {tag for tag, _ in found.tags}
 
 
 def test_intervals_are_shown(page):
