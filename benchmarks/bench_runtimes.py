@@ -8,9 +8,11 @@ checked against the plain one before it is measured.
 """
 import argparse
 import importlib.util
+import multiprocessing
 import os
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # when run as a script
 
@@ -110,7 +112,8 @@ def main() -> None:
         found: dict = {}
         with tempfile.TemporaryDirectory() as os.environ[FOLDER]:
             if RUNTIME in args.ways:
-                found["differences"] = export(args, os.environ[FOLDER])
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:  # its memory is its own
+                    found["differences"] = other.submit(export, args, os.environ[FOLDER]).result()
             found["ways"] = compare(__file__, [DEFAULT, *args.ways], args, device, args.batch_size * flops)
         report["batches"][batch_size] = found
         print_comparison(f"A forward pass beside the default, {args.shape} sizes, {args.img_size} px, batch "
