@@ -23,6 +23,7 @@ from bert.tiny import write_tiny_bert
 from models import INPUTS, build_criterion, build_model, losses
 from models.fast import prepare_for_inference
 from training.optimizer import build_optimizer, trained_networks
+from training.running_statistics import RunningStatistics
 from utils import color
 
 GPU = torch.device("cuda", 0)
@@ -217,10 +218,9 @@ def _keep_books(model: nn.Module) -> None:
         torch._amp_foreach_non_finite_check_and_unscale_(
             gradients, torch.zeros((), device=GPU), torch.ones((), device=GPU))
         torch.stack(torch._foreach_norm(gradients)).norm()
-    statistics = [buffer for name, buffer in model.named_buffers() if "running_" in name]
-    finite = torch.ones((), device=GPU, dtype=torch.bool)
-    for buffer in statistics:
-        buffer.copy_(torch.where(finite, buffer, buffer.clone()))
+    statistics = RunningStatistics(model)
+    statistics.keep()
+    statistics.put_back_unless(torch.ones((), device=GPU, dtype=torch.bool))
 
 
 def record_evaluation(shape: str, batch_size: int, side: int, dtype: torch.dtype | None = None,
