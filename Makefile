@@ -1,8 +1,10 @@
 # make demo    train and evaluate a small model on synthetic scenes; results in runs/demo/
 # make test    run the test suite          make lint    check style and types
 # make fuzz    try random inputs for MINUTES=30, with a new seed; those that fail are kept in runs/fuzz/
-# make bench   measure speed and memory beside a baseline (docs/performance.md); make bench-data: reading data alone
-# Each first installs what it needs into .venv, once: requirements.txt; test, fuzz and lint also requirements-dev.txt.
+# make bench   measure speed and memory beside a baseline (docs/performance.md); make bench-data: reading data alone;
+#              make bench-gpu: everything about a GPU in nine minutes, with PYTHON if there is no .venv
+# make roofline  predict training and evaluation on GPUs, without one (docs/performance.md)
+# All but bench-gpu first install what they need into .venv, once: requirements.txt; test, fuzz and lint also requirements-dev.txt.
 # PYTHON=python3.12 picks another interpreter.
 
 PYTHON ?= python3
@@ -10,7 +12,7 @@ BIN := .venv/bin
 DEMO := runs/demo
 MINUTES ?= 30
 
-.PHONY: demo test fuzz lint bench bench-data install install-dev clean
+.PHONY: demo test fuzz lint bench bench-data bench-gpu roofline install install-dev clean
 
 install: .venv/installed
 
@@ -63,6 +65,12 @@ bench: install bench-data
 
 bench-data: install
 	$(BIN)/python benchmarks/bench_data.py --out runs/bench_data.json
+
+bench-gpu:  # installs nothing: a GPU's PyTorch is often that of its image
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/bench_gpu.py --out runs/bench_gpu
+
+roofline: install
+	$(BIN)/python benchmarks/roofline.py --amp --scaling --plot runs --out runs/roofline.json
 
 clean:
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache

@@ -27,7 +27,7 @@ def main() -> None:
     names = [name for name in values_a if name in values_b]
     found = comparison.gains(a, b, names, args.seed)
 
-    print(f"A  {printable(args.a)}\nB  {printable(args.b)}")
+    print(f"A  {args.a}\nB  {args.b}")
     print(f"{counted(len(a), 'sample')} of {counted(comparison.image_ids(a, b).nunique(), 'image')}")
     if other := (a["question"] != b["question"]).sum():
         print(f"note: {other} of them have another sentence in B than in A")

@@ -12,6 +12,7 @@ from evaluation.metrics import THRESHOLDS, pixel_counts, summarise, usable_rows
 from models import INPUTS, Output
 from training.autosave import STOP, Autosave
 from training.progress import PendingTerms, Progress
+from training.running_statistics import RunningStatistics
 from utils import distributed
 from utils.device import autocast
 from utils.errors import InputError
@@ -62,7 +63,7 @@ def train_one_epoch(model: nn.Module, criterion: Criterion, loader: Loader, opti
         Stopped: a signal asked the run to stop; everything has been saved.
     """
     model.train()
-    statistics = [buffer for name, buffer in model.named_buffers() if "running_" in name]
+    statistics = RunningStatistics(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     last = progress.step + len(loader) // accum
     pending = PendingTerms(progress, scaler, dtype, max_bad_steps)
@@ -71,9 +72,8 @@ def train_one_epoch(model: nn.Module, criterion: Criterion, loader: Loader, opti
     batches = iter(loader)
     clock, samples = time.perf_counter(), 0
     while progress.step < last:
-        kept = [buffer.clone() for buffer in statistics]
-        rows, used = [], 0
-        terms: dict[str, Tensor] = {}
+        statistics.keep()
+        rows, used, terms = [], 0, torch.zeros(())
         for micro in range(accum):
             batch = next(batches)
             pending.left_out += batch.get("bad", [])
@@ -90,7 +90,7 @@ def train_one_epoch(model: nn.Module, criterion: Criterion, loader: Loader, opti
                 finite = loss.detach() * 0 + 1  # 1, or NaN, which then reaches the gradients of every process
                 scaler.scale(loss * finite * usable / accum).backward()
             rows.append(batch["row"])
-            terms = {name: terms.get(name, 0) + value / accum for name, value in parts.items()}
+            terms = terms + torch.stack(list(parts.values())) / accum
 
         scaler.unscale_(optimizer)
         norms = {name: torch.nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
@@ -102,15 +102,14 @@ def train_one_epoch(model: nn.Module, criterion: Criterion, loader: Loader, opti
         scaler.update(None if dtype == torch.float16 else 1.0)
         optimizer.zero_grad(set_to_none=True)
         scheduler.step()
-        for buffer, old in zip(statistics, kept, strict=True):
-            buffer.copy_(torch.where(norm.isfinite(), buffer, old))
+        statistics.put_back_unless(norm.isfinite())
         if ema is not None:
             ema.update(distributed.unwrap(model))
 
         progress.step += 1
         used *= distributed.world_size()
         progress.samples, samples = progress.samples + used, samples + used
-        pending.add(torch.cat(rows), terms, norms)
+        pending.add(torch.cat(rows), dict(zip(parts, terms, strict=True)), norms)
         bar.update()
         due = autosave.due()
         if due or progress.step % print_freq == 0 or progress.step == last:

@@ -15,7 +15,7 @@ from PIL import Image
 from bert import Tokenizer
 from data.pictures import oddities_of_pair, to_picture
 from evaluation.inference import Inference, open_checkpoint
-from models.fuser import EncodedPair
+from models.ris_fusion import Encoded
 from utils.color import standardise
 from utils.device import select_device
 from utils.draw import resize, to_image
@@ -40,7 +40,7 @@ class Pair(NamedTuple):
 
     visible: np.ndarray   # (h, w, 3) uint8 RGB
     infrared: np.ndarray  # likewise, resampled to the visible image's size
-    features: tuple[EncodedPair, ...]  # of the pair, and with `flip` of its mirror image
+    features: tuple[Encoded, ...]  # of the pair, and with `flip` of its mirror image
 
 
 class Predictor:

@@ -5,7 +5,8 @@ from utils.errors import run
 from utils.flags import ArgumentParser, Ignored, add_checkpoint_flags, at_least, require_existing, seed, thresholds
 
 READ_OFF = "leave it out, the checkpoint's tensors show it"
-AUTHORS_FLAGS = {"--model": "leave it out, the segmenter is always LAVT", "--prefusion_model": READ_OFF,
+AUTHORS_FLAGS = {"--model": "leave it out, the segmenter is always LAVT",
+                 "--prefusion_model": "leave it out, the checkpoint says it",
                  "--prefusion_base_ch": READ_OFF, "--pretrained_swin_weights": READ_OFF, "--swin_type": READ_OFF,
                  "--window12": READ_OFF}
 

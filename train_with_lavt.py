@@ -5,6 +5,7 @@ import os
 from utils.errors import run
 from utils.flags import (
     BERT,
+    FUSION_METHODS,
     ArgumentParser,
     Ignored,
     at_least,
@@ -51,8 +52,10 @@ def build_parser() -> ArgumentParser:
                       help="load batches into page-locked memory, for a faster copy to a GPU")
 
     model = parser.add_argument_group("model")
-    model.add_argument("--prefusion_model", choices=["unet_fuser"], default="unet_fuser",
-                       help="fusion network; there is one")
+    model.add_argument("--prefusion_model", choices=FUSION_METHODS, default="unet_fuser",
+                       help="how images are fused: by the network of the paper; or, without parameters, the luma of "
+                            "both averaged or the larger one, with the visible image's colour; the visible image "
+                            "alone; the infrared one as grey")
     model.add_argument("--prefusion_base_ch", type=at_least(1, most=1024), default=32,
                        help="width c of the fuser, whose levels have c, 2c, 4c and 8c channels")
     model.add_argument("--swin_type", choices=["micro", "tiny", "small", "base", "large"], default="base",
@@ -151,6 +154,8 @@ def build_parser() -> ArgumentParser:
     run_on.add_argument("--torchcompile", action="store_true",
                         help="train with torch.compile; the first step takes minutes")
     run_on.add_argument("--tf32", action="store_true", help="allow TensorFloat-32 in float32 matrix products")
+    run_on.add_argument("--bf16_gradients", action="store_true",
+                        help="several processes exchange gradients in bfloat16: half the bytes, for slow networks")
     run_on.add_argument("--dist-timeout", type=at_least(0.01, float, most=1e6), default=10.0,
                         help="minutes until a process that does not answer ends a distributed job")
 
@@ -220,10 +225,20 @@ def contradictions(args: argparse.Namespace) -> list[tuple[str, bool, str]]:
          "at 0 there is nothing for --train_fuser_only to learn from"),
         ("w_focus", bool(args.w_focus and args.train_fuser_only),
          "leave it out; it needs the masks of the objects, which --train_fuser_only does not read"),
+        ("train_fuser_only", args.train_fuser_only and args.prefusion_model != "unet_fuser",
+         f"--prefusion_model {args.prefusion_model} has no parameters to train"),
+        ("ck_prefusion", bool(args.ck_prefusion) and args.prefusion_model != "unet_fuser",
+         f"--prefusion_model {args.prefusion_model} has no parameters to start from"),
         ("detach_fused", args.detach_fused and args.train_fuser_only,
          "leave it out; with --train_fuser_only there is no segmentation loss"),
         ("detach_fused", args.detach_fused and not args.lambda_prefusion,
          "at --lambda_prefusion 0 the fuser has nothing else to learn from"),
+        ("fuser_text", args.fuser_text == "none" and args.prefusion_model != "unet_fuser",
+         f"--prefusion_model {args.prefusion_model} reads no sentence"),
+        ("detach_fused", args.detach_fused and args.prefusion_model != "unet_fuser",
+         f"--prefusion_model {args.prefusion_model} has no parameters that a gradient could reach"),
+        ("w_focus", bool(args.w_focus) and args.prefusion_model != "unet_fuser",
+         f"--prefusion_model {args.prefusion_model} has no parameters that a gradient could reach"),
         ("torchcompile", args.torchcompile and args.grad_checkpointing, "cannot be combined with --grad-checkpointing"),
     ]
 

@@ -104,7 +104,7 @@ def train(args: Namespace, device: torch.device) -> None:
     averaged = ema.module if ema else model  # what is validated and stored as the model
     if args.torchcompile:
         model.compile()
-    wrapped = distributed.wrap(model, device)
+    wrapped = distributed.wrap(model, device, args.bf16_gradients)
     criterion = build_criterion(args, distributed.mean if several else None)
 
     # Optimizer, and the state of a resumed run
@@ -229,6 +229,9 @@ def build_networks(args: Namespace, tokenizer: Tokenizer, source: dict, weights:
         source: content of the checkpoint of `--resume`, else of `--init_from`, else empty.
         weights: state dicts to resume from where those of `source` are averaged ones.
     """
+    if args.resume or args.init_from:
+        with naming("resume" if args.resume else "init_from"):
+            start.check_fusion_method(source, args.prefusion_model, args.resume or args.init_from)
     architecture = resolve_architecture(args, source)
     text_encoder = start.open_text_encoder(args.ck_bert, source, args.resume or args.init_from)
     with naming("bert_tokenizer"):

@@ -56,10 +56,10 @@ COMPILED = ["torchcompile", "amp+torchcompile"]
 
 
 class Way:
-    """A model as one of the ways has it run, and a batch for it."""
+    """A model as one of the ways has it run, and a batch for it; takes `model` if there is one already."""
 
-    def __init__(self, name: str, args: argparse.Namespace, device: torch.device):
-        self.model = make_model(args.shape, device).eval().requires_grad_(False)
+    def __init__(self, name: str, args: argparse.Namespace, device: torch.device, model: torch.nn.Module | None = None):
+        self.model = (model or make_model(args.shape, device)).eval().requires_grad_(False)
         amp_dtype, compiled = (torch.bfloat16 if "amp" in name else None), "compile" in name
         if name in STEPS:
             for install in list(STEPS.values())[:list(STEPS).index(name) + 1]:
@@ -84,14 +84,13 @@ def measure_parts(args: argparse.Namespace, device: torch.device) -> dict:
     return report_parts(way, PartClock(way.model, device), args)
 
 
-def sentences(args: argparse.Namespace, device: torch.device) -> dict[str, float]:
+def sentences(way: Way, device: torch.device, rounds: int) -> dict[str, float]:
     """Milliseconds of the first sentence about a pair, and of one more."""
-    way = Way("default", args, device)
     vis, ir, ids, mask = way.inputs
     with torch.inference_mode():
-        pair = way.model.encode_pair(vis, ir)
+        pair = way.caller.encode_pair(vis, ir)
         times = in_turn({"first": timed(way.run, device),
-                         "one more": timed(lambda: way.model.answer(pair, ids, mask), device)}, args.rounds)
+                         "one more": timed(lambda: way.caller.answer(pair, ids, mask), device)}, rounds)
     return {name: 1e3 * statistics.median(seconds) for name, seconds in times.items()}
 
 
@@ -159,7 +158,7 @@ def main() -> None:
                      f"{flops['total'] / 1e9:.1f} GFLOP a sample", report["passes"])
     report["parts"] = parts_apart(__file__, [BASELINE, "default"], args)
     print_parts(report["parts"])
-    report["sentences"] = sentences(args, device)
+    report["sentences"] = sentences(Way("default", args, device), device, args.rounds)
     print("\nSentences about one pair: " + ", ".join(f"{name} {ms:.0f} ms" for name, ms in report["sentences"].items()))
     report["help_seconds"] = help_seconds()
     print(f"test.py --help: {report['help_seconds']:.2f} s of CPU time")

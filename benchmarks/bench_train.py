@@ -83,11 +83,11 @@ class Plain:
 
 
 class Ours:
-    """`engine.train_one_epoch`, as train_with_lavt.py calls it with these flags."""
+    """`engine.train_one_epoch`, as train_with_lavt.py calls it with these flags; on `model` if there is one already."""
 
     def __init__(self, args: argparse.Namespace, device: torch.device, *, amp=False, channels_last=False,
-                 grad_checkpointing=False, torchcompile=False):
-        model = make_model(args.shape, device).train()
+                 grad_checkpointing=False, torchcompile=False, model: torch.nn.Module | None = None):
+        model = (model or make_model(args.shape, device)).train()
         model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         if grad_checkpointing:
             checkpoint_activations(model)
@@ -110,10 +110,16 @@ class Ours:
         self.scaler = grad_scaler(device, self.dtype)
 
     def run(self, steps: int = 1) -> None:
-        never = SimpleNamespace(due=lambda: 0)
+        self.train_on([self.batch] * steps)
+
+    def train_on(self, loader, print_freq: int = 10) -> Progress:
+        """An epoch of the batches of `loader`, which has a length; what was learnt of the losses."""
+        progress, never = Progress(), SimpleNamespace(due=lambda: 0)
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            train_one_epoch(self.model, self.criterion, [self.batch] * steps, self.optimizer, self.scheduler,
-                            self.scaler, self.device, Progress(), never, networks=self.networks, dtype=self.dtype)
+            train_one_epoch(self.model, self.criterion, loader, self.optimizer, self.scheduler, self.scaler,
+                            self.device, progress, never, networks=self.networks, dtype=self.dtype,
+                            print_freq=print_freq)
+        return progress
 
 
 def make(name: str, args: argparse.Namespace, device: torch.device) -> Plain | Ours:
@@ -123,6 +129,11 @@ def make(name: str, args: argparse.Namespace, device: torch.device) -> Plain | O
 def measure_parts(args: argparse.Namespace, device: torch.device) -> dict:
     """Time or memory of the way that `--parts` names."""
     way = make(args.parts, args, device)
+    return report_parts(way, step_clock(way, device), args)
+
+
+def step_clock(way: Plain | Ours, device: torch.device) -> PartClock:
+    """A clock on the networks, the losses and the optimizer of a training step."""
     clock = PartClock(way.model, device)
     clock.time(way.criterion, "forward", "losses")
     step = way.optimizer.step
@@ -133,7 +144,7 @@ def measure_parts(args: argparse.Namespace, device: torch.device) -> dict:
         clock.leave()
 
     way.optimizer.step = enter_and_step
-    return report_parts(way, clock, args)
+    return clock
 
 
 def main() -> None:

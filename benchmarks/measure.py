@@ -12,6 +12,7 @@ import time
 from types import SimpleNamespace
 
 import torch
+from tables import print_table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,6 +20,7 @@ from models import INPUTS, build_model
 from utils.device import describe, is_slow, peak_memory, select_device, synchronize
 from utils.flags import at_least, image_size
 
+CPU = torch.device("cpu")
 TOKENS, VOCABULARY = 20, 1000
 LOSSES = {"seg_loss": "ce", "lambda_prefusion": 3.0, "w_ssim_vis": 0.5, "w_ssim_ir": 0.0, "w_mse_vis": 0.5,
           "w_mse_ir": 2.0, "w_sobel_vis": 0.0, "w_sobel_ir": 1.0, "w_grad": 1.0}
@@ -57,12 +59,13 @@ def make_batch(size: int, side: int, device: torch.device, words: int = 10) -> d
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def forward_flops(shape: str, side: int) -> dict[str, int]:
+def forward_flops(shape: str, side: int, device: torch.device = CPU) -> dict[str, int]:
     """Floating-point operations of a forward pass of one sample, by network: two for each multiplication and addition.
 
-    Counted by PyTorch with attention in separate operations, because its counter does not know the CPU's fused one.
+    Counted by PyTorch, while `device` carries them out, with attention in separate operations, because its counter does
+    not know the CPU's fused one.
     """
-    model, batch = make_model(shape, torch.device("cpu")).eval(), make_batch(1, side, torch.device("cpu"))
+    model, batch = make_model(shape, device).eval(), make_batch(1, side, device)
     counter = FlopCounterMode(display=False)
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), counter:
         model(*(batch[name] for name in INPUTS))
@@ -228,19 +231,6 @@ def machine(device: torch.device) -> dict[str, str]:
         cpu = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), cpu)
     return {"device": describe(device), "cpu": f"{os.cpu_count()} x {cpu}", "torch": torch.__version__,
             "python": platform.python_version(), "date": time.strftime("%Y-%m-%d")}
-
-
-def print_table(title: str, head: list[str], rows: list[list]) -> None:
-    """Columns as wide as their content, numbers to the right."""
-    def written(cell) -> str:
-        return str(cell) if not isinstance(cell, float) else f"{cell:.0f}" if cell >= 100 else f"{cell:.3g}"
-
-    cells = [head, *([written(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    print(f"\n{title}")
-    for row in cells:
-        print("  ".join(cell.ljust(width) if i == 0 else cell.rjust(width)
-                        for i, (cell, width) in enumerate(zip(row, widths, strict=True))))
 
 
 def save(report: dict, path: str | None) -> None:

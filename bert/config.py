@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from utils.errors import InputError, UsageError
-from utils.text import first_line, printable, printable_value
+from utils.text import counted, first_line, printable, printable_value
 
 from .tokenizer import MAX_TOKENS
 
@@ -62,7 +62,7 @@ def read_config(folder: str) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read ({first_line(error)})") from error
 
 
-def make_config(values: Any, source: str):
+def make_config(values: Any, source: str, weight_bytes: int | None = None):
     """A `BertConfig` from plain values; names that are absent have the values of bert-base-uncased.
 
     The attention is PyTorch's `scaled_dot_product_attention`, whatever the values say.
@@ -70,6 +70,8 @@ def make_config(values: Any, source: str):
     Args:
         values: a dict by the names of a `config.json`.
         source: where it comes from, for the messages.
+        weight_bytes: size of the weights that the network is to get, if it is known. A network with more parameters is
+            refused here, since building it could take minutes and gigabytes before the shapes are compared.
     Raises:
         InputError: it is no dict, or a value is of the wrong type or out of bounds, or the network would be too large.
     """
@@ -103,6 +105,9 @@ def make_config(values: Any, source: str):
     if (parameters := _count_parameters(config)) > LARGEST:
         raise InputError(f"{source} describes a BERT of {parameters / 1e9:.1f} billion parameters; at most "
                          f"{LARGEST / 1e9:.0f} billion are supported")
+    if weight_bytes is not None and parameters > weight_bytes:
+        raise InputError(f"{source} describes a BERT of {parameters / 1e6:.2f} million parameters; its weights, "
+                         f"{counted(weight_bytes, 'byte')}, are too few for that")
     return config
 
 

@@ -1,4 +1,5 @@
 """BERT, the text encoder of RIS-FUSION (Devlin et al., NAACL 2019), as transformers implements it."""
+import glob
 import os
 
 import torch
@@ -22,7 +23,7 @@ def check_vocabulary(tokenizer: Tokenizer, encoder: torch.nn.Module) -> None:
 
 
 def build_text_encoder(folder: str = "", pretrained: bool = True, *, config: dict | None = None,
-                       source: str = "the configuration") -> torch.nn.Module:
+                       source: str = "the configuration", weight_bytes: int | None = None) -> torch.nn.Module:
     """A `transformers.BertModel` without pooler, float32.
 
     `encoder(input_ids, attention_mask=mask).last_hidden_state` is (B, T, hidden size).
@@ -32,18 +33,21 @@ def build_text_encoder(folder: str = "", pretrained: bool = True, *, config: dic
         pretrained: False takes only the configuration from the folder.
         config: plain values as `plain_config` gives them, instead of a folder; the weights are random then.
         source: where `config` comes from, for the messages.
+        weight_bytes: size of the weights that the caller will fill in, where they are not those of the folder; see
+            `config.make_config`.
     Raises:
         UsageError: there is no such folder.
-        InputError: the configuration cannot be used; or the weights are absent, damaged or incomplete.
+        InputError: the configuration cannot be used; or the weights are absent, damaged, incomplete or not finite.
     """
     from transformers import BertModel
     from transformers.utils import logging
 
     if config is not None:
-        return BertModel(make_config(config, source), add_pooling_layer=False)
+        return BertModel(make_config(config, source, weight_bytes), add_pooling_layer=False)
     if not folder:
         return BertModel(make_config({}, "bert-base-uncased"), add_pooling_layer=False)
-    checked = make_config(read_config(folder), os.path.join(folder, "config.json"))
+    size = _size_of_weights(folder) if pretrained else weight_bytes
+    checked = make_config(read_config(folder), os.path.join(folder, "config.json"), size)
     if not pretrained:
         return BertModel(checked, add_pooling_layer=False)
     logging.set_verbosity_error()  # it would list the unused heads of the language model one by one
@@ -57,4 +61,15 @@ def build_text_encoder(folder: str = "", pretrained: bool = True, *, config: dic
     if report["missing_keys"]:
         raise InputError(f"{folder}: the BERT weights lack {len(report['missing_keys'])} tensors, "
                          f"{sorted(report['missing_keys'])[0]} among them")
+    for name, tensor in encoder.state_dict().items():
+        if not bool(tensor.isfinite().all()):
+            raise InputError(f"{folder}: the BERT weights hold NaN or infinity, first in {name}; download or save them "
+                             "again")
     return encoder
+
+
+def _size_of_weights(folder: str) -> int | None:
+    """Bytes of all files with weights in a folder, in whatever type they are stored; None if there is none."""
+    sizes = [os.path.getsize(path) for path in glob.glob(os.path.join(glob.escape(folder), "*"))
+             if path.endswith((".safetensors", ".bin")) and os.path.isfile(path)]
+    return sum(sizes) if sizes else None

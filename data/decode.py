@@ -96,16 +96,19 @@ def decode_pixels(content: bytes, memory: np.ndarray | None = None, max_pixels: 
 
 
 def decode_lumas(visible: bytes, infrared: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """`to_lumas` of two images as for `decode_image`, whose ValueError it raises."""
+    return to_lumas(decode_image(visible), decode_image(infrared))
+
+
+def to_lumas(visible: np.ndarray, infrared: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The luma of a pair at the visible image's size, to which an infrared image of another size is resized bilinearly.
 
     Args:
-        visible, infrared: as for `decode_image`.
+        visible, infrared: (h, w, 3) uint8 RGB, each of its own size.
     Returns:
         Two (h, w) uint8.
-    Raises:
-        ValueError: as `open_image`.
     """
-    pair = [Image.fromarray(decode_image(content)).convert("L") for content in (visible, infrared)]
+    pair = [Image.fromarray(pixels).convert("L") for pixels in (visible, infrared)]
     if pair[1].size != pair[0].size:
         pair[1] = pair[1].resize(pair[0].size, Image.Resampling.BILINEAR)
     return np.asarray(pair[0]), np.asarray(pair[1])

@@ -178,7 +178,7 @@ def pair_files(visible: str, infrared: str, left_out: str = "") -> tuple[list[Pa
     else:
         folders = list_pictures(visible, left_out, infrared), list_pictures(infrared, left_out, visible)
     for folder in folders:
-        _refuse_same_names(folder)
+        refuse_same_names(folder)
     matches = match_names(*folders, (VISIBLE_WORDS, INFRARED_WORDS))
     for names in matches.ambiguous.values():
         paths = [folder[name] for folder in folders for name in names if name in folder]
@@ -222,7 +222,7 @@ def list_pictures(folder: str, *left_out: str) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def _refuse_same_names(files: dict[str, str]) -> None:
+def refuse_same_names(files: dict[str, str]) -> None:
     """Refuse `a.png` beside `a.bmp`."""
     seen: dict[str, str] = {}
     for name, path in files.items():

@@ -47,7 +47,7 @@ def small_row_groups(file: str, columns: list[str], cache_dir: str, limits: Read
     try:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         with _locked(os.path.dirname(target)):
-            if not _is_copy(target, file, columns):
+            if not _is_copy(target, file):
                 logger.info("%s: its row groups are large; a copy in small ones is written to %s, so that training can "
                             "read rows in any order. It is used again next time, and may be deleted", file, target)
                 _write_copy(file, target, min(ROWS_PER_GROUP, limits.few_rows))
@@ -106,14 +106,13 @@ def _stamp(file: str) -> bytes:
     return f"{status.st_size} {status.st_mtime_ns}".encode()
 
 
-def _is_copy(target: str, file: str, columns: list[str]) -> bool:
-    """Whether `target` is a whole copy of `file` as it is now, with `columns`."""
+def _is_copy(target: str, file: str) -> bool:
+    """Whether `target` is a whole copy of `file` as it is now; all copies have all columns of images and masks."""
     try:
         parquet = open_parquet(target)
     except (InputError, OSError):
         return False
-    schema = parquet.schema_arrow
-    return (schema.metadata or {}).get(SOURCE) == _stamp(file) and set(columns) <= set(schema.names)
+    return (parquet.schema_arrow.metadata or {}).get(SOURCE) == _stamp(file)
 
 
 def _write_copy(file: str, target: str, rows_per_group: int) -> None:

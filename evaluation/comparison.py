@@ -13,7 +13,7 @@ from utils.spreadsheet import from_cell
 from utils.text import counted, first_line, printable, printable_value
 
 from .bootstrap import paired_intervals
-from .ratios import Ratios, segmentation_ratios
+from .ratios import Ratios, segmentation_ratios, share_of_defined
 
 KEYS = ["index", "image_name"]  # what tells samples apart
 TEXT = ["image_name", "question", "picture"]
@@ -161,8 +161,4 @@ def _ratios(samples: pd.DataFrame, thresholds: list[float], more: list[str]) -> 
     """The segmentation metrics in percent, and the columns `more` as they are."""
     parts = segmentation_ratios(samples["intersection"], samples["union"], thresholds)
     parts = {name: (100 * above, below) for name, (above, below) in parts.items()}
-    for name in more:
-        values = samples[name].to_numpy(float)
-        defined = np.isfinite(values)  # some fusion metrics are not defined on every image
-        parts[name] = np.where(defined, values, 0.0), defined.astype(float)
-    return parts
+    return parts | {name: share_of_defined(samples[name].to_numpy(float)) for name in more}

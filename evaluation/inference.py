@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bert import Tokenizer, check_vocabulary
 from models import Output, build_from_checkpoint
 from models.architecture import parse_heads
-from models.fuser import EncodedPair
+from models.ris_fusion import Encoded
 from models.tta import average, exchange, left_right_ids
 from utils import checkpoint
 from utils.content import embedded_bert
@@ -61,13 +61,13 @@ class Inference(nn.Module):
                                          attention_mask))
         return self._joined(outputs)
 
-    def encode_pair(self, vis: Tensor, ir: Tensor) -> tuple[EncodedPair, ...]:
+    def encode_pair(self, vis: Tensor, ir: Tensor) -> tuple[Encoded, ...]:
         """The part of `forward` that does not depend on the sentence: the pair, and with `flip` the mirrored pair."""
         with self._autocast(vis.device):
             pair = self.model.encode_pair(vis, ir)
             return (pair, self.model.encode_pair(vis.flip(-1), ir.flip(-1))) if self.flip else (pair,)
 
-    def answer(self, pairs: tuple[EncodedPair, ...], input_ids: Tensor, attention_mask: Tensor) -> Output:
+    def answer(self, pairs: tuple[Encoded, ...], input_ids: Tensor, attention_mask: Tensor) -> Output:
         """The rest of `forward`, for the result of `encode_pair`."""
         sentences = (input_ids, exchange(input_ids, self.left_right))
         with self._autocast(input_ids.device):

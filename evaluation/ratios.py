@@ -51,3 +51,10 @@ def generalised_scores(predicted: np.ndarray, iou: np.ndarray, has_object: np.nd
 def share(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(N,) values as the ratio that is their mean."""
     return values, np.ones_like(values)
+
+
+def share_of_defined(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) values as the ratio that is the mean of those that are finite."""
+    values = np.asarray(values, float)
+    defined = np.isfinite(values)  # some fusion metrics are not defined on every image
+    return np.where(defined, values, 0.0), defined.astype(float)

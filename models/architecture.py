@@ -5,6 +5,9 @@ import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from utils.checkpoint import stored_args
+from utils.flags import FUSION_METHODS
+
 WINDOWS = (7, 12)
 WIDEST_FUSER = 1024  # of a wider one the weights alone take more than 50 GB
 
@@ -36,6 +39,7 @@ class Architecture:
         pwam_heads: attention heads of PWAM in each of the four stages; they divide the stage's width.
         fusion_drop: dropout rate in PWAM, in [0, 1).
         prefusion_base_ch: the fuser's width c, from 1 to WIDEST_FUSER.
+        prefusion_model: one of `utils.flags.FUSION_METHODS`.
     Raises:
         ValueError: a value is none of these, or heads do not divide a stage's width.
     """
@@ -45,12 +49,15 @@ class Architecture:
     pwam_heads: tuple[int, ...] = (1, 1, 1, 1)
     fusion_drop: float = 0.0
     prefusion_base_ch: int = 32
+    prefusion_model: str = "unet_fuser"
 
     def __post_init__(self) -> None:
         if self.swin_type not in SWIN_SIZES:
             raise ValueError(f"{self.swin_type!r} is none of the Swin sizes {', '.join(SWIN_SIZES)}")
         if self.window not in WINDOWS:
             raise ValueError(f"attention windows have a side of {' or '.join(map(str, WINDOWS))}, not {self.window}")
+        if self.prefusion_model not in FUSION_METHODS:
+            raise ValueError(f"{self.prefusion_model!r} is none of the fusion methods {', '.join(FUSION_METHODS)}")
         if not 0 <= self.fusion_drop < 1:
             raise ValueError(f"fusion_drop must be at least 0 and below 1, not {self.fusion_drop!r}")
         if not isinstance(self.prefusion_base_ch, int) or not 1 <= self.prefusion_base_ch <= WIDEST_FUSER:
@@ -73,8 +80,8 @@ class Architecture:
 
         Args:
             flags: has `swin_type`, `window12` (bool), `pretrained_swin_weights` (`window12` in the file's name
-                means windows of 12), `mha` (as in `parse_heads`), `fusion_drop` and `prefusion_base_ch`; or is an
-                Architecture.
+                means windows of 12), `mha` (as in `parse_heads`), `fusion_drop`, `prefusion_base_ch` and, unless it is
+                the default, `prefusion_model`; or is an Architecture.
         Raises:
             ValueError: as for the class.
         """
@@ -82,20 +89,20 @@ class Architecture:
             return flags
         window12 = flags.window12 or "window12" in os.path.basename(flags.pretrained_swin_weights)
         return cls(flags.swin_type, 12 if window12 else 7, parse_heads(flags.mha), flags.fusion_drop,
-                   flags.prefusion_base_ch)
+                   flags.prefusion_base_ch, getattr(flags, "prefusion_model", cls.prefusion_model))
 
     @classmethod
-    def from_weights(cls, segmenter: dict, fuser: dict, pwam_heads: tuple[int, ...] = (1, 1, 1, 1)) -> "Architecture":
-        """From the names and shapes of the tensors of a checkpoint.
+    def from_checkpoint(cls, content: dict, pwam_heads: tuple[int, ...] = (1, 1, 1, 1)) -> "Architecture":
+        """From the names and shapes of the tensors of a checkpoint, and from the fusion method that it names.
 
         Args:
-            segmenter: state dict of LAVT (`model` in a checkpoint).
-            fuser: state dict of the fuser (`prefusion_model`).
+            content: as `utils.checkpoint.read` gives it, with `model` and `prefusion_model`.
             pwam_heads: which no tensor shows.
         Raises:
             KeyError: a tensor that every such checkpoint has is absent.
             ValueError: the sizes are none that can be built.
         """
+        segmenter, fuser, method = content["model"], content["prefusion_model"], fusion_method(content)
         blocks = {tuple(map(int, match.groups())) for key in segmenter
                   if (match := re.match(r"backbone\.layers\.(\d+)\.blocks\.(\d+)\.", key))}
         tables = [segmenter[f"backbone.layers.{stage}.blocks.0.attn.relative_position_bias_table"]
@@ -108,7 +115,17 @@ class Architecture:
         names = [name for name, known in SWIN_SIZES.items() if known == size]
         if not names or window not in WINDOWS:
             raise ValueError(f"{size} with window {window} is none of {', '.join(SWIN_SIZES)} with window 7 or 12")
-        return cls(names[0], window, pwam_heads, prefusion_base_ch=fuser["net.y_inc.block.0.weight"].shape[0])
+        width = fuser["net.y_inc.block.0.weight"].shape[0] if method == "unet_fuser" else cls.prefusion_base_ch
+        return cls(names[0], window, pwam_heads, prefusion_base_ch=width, prefusion_model=method)
+
+
+def fusion_method(content: dict) -> str:
+    """Which of `utils.flags.FUSION_METHODS` a checkpoint was trained with.
+
+    It is `unet_fuser` if there are weights of a fuser; else what `args` in the checkpoint says.
+    """
+    stored = stored_args(content).get("prefusion_model")
+    return str(stored) if stored in FUSION_METHODS and not content.get("prefusion_model") else "unet_fuser"
 
 
 def parse_heads(text: str) -> tuple[int, ...]:

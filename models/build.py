@@ -7,11 +7,13 @@ from torch import nn
 
 from bert import build_text_encoder
 from utils.checkpoint import load_strictly, load_swin_weights
+from utils.content import size_of
 from utils.errors import InputError, UsageError
 from utils.text import printable
 
 from .architecture import Architecture
 from .fuser import UNetFuser
+from .fusion_rules import FusionRule
 from .lavt import LAVT
 from .losses import Average, JointCriterion, LossWeights
 from .ris_fusion import RISFusion
@@ -55,19 +57,25 @@ def assemble(architecture: Architecture, text_encoder: nn.Module, segment: bool 
     config: Any = text_encoder.config
     text_dim = config.hidden_size
     if not segment:
-        return RISFusion(text_encoder, UNetFuser(architecture.prefusion_base_ch, text_dim), None)
+        return RISFusion(text_encoder, _build_fuser(architecture, text_dim), None)
     # The order in which the networks are built decides which random weights a seed gives each of them.
     backbone = LanguageSwin(architecture.size, architecture.window, text_dim, architecture.pwam_heads,
                             architecture.fusion_drop)
-    fuser = UNetFuser(architecture.prefusion_base_ch, text_dim)
+    fuser = _build_fuser(architecture, text_dim)
     return RISFusion(text_encoder, fuser, LAVT(backbone, architecture.size.embed_dim))
+
+
+def _build_fuser(architecture: Architecture, text_dim: int) -> UNetFuser | FusionRule:
+    if architecture.prefusion_model == "unet_fuser":
+        return UNetFuser(architecture.prefusion_base_ch, text_dim)
+    return FusionRule(architecture.prefusion_model)
 
 
 def build_from_checkpoint(content: dict, source: str, ck_bert: str, pwam_heads: tuple[int, ...] = (1, 1, 1, 1),
                           bert_config: dict | None = None) -> RISFusion:
     """The model that a checkpoint holds, in evaluation mode.
 
-    Swin size, window, fuser and text width are read off the tensors.
+    Swin size, window, fuser and text width are read off the tensors, a fusion method without parameters off `args`.
 
     Args:
         content: as `utils.checkpoint.read` gives it.
@@ -85,8 +93,10 @@ def build_from_checkpoint(content: dict, source: str, ck_bert: str, pwam_heads: 
         raise InputError(f"{source} is no RIS-FUSION checkpoint: it has no {absent[0]!r}, "
                          f"but {', '.join(map(printable, list(content)[:5])) or 'nothing'}")
     try:
-        architecture = Architecture.from_weights(content["model"], content["prefusion_model"])
-        text_dim = content["prefusion_model"]["net.txt.proj.weight"].shape[1]
+        architecture = Architecture.from_checkpoint(content)
+        reads_text = (content["prefusion_model"]["net.txt.proj.weight"] if architecture.prefusion_model == "unet_fuser"
+                      else content["model"]["backbone.layers.0.fusion.image_lang_att.f_key.0.weight"])
+        text_dim = reads_text.shape[1]
     except KeyError as error:
         raise InputError(f"{source} is no complete RIS-FUSION checkpoint: tensor {error} is absent") from error
     except IndexError as error:
@@ -101,7 +111,9 @@ def build_from_checkpoint(content: dict, source: str, ck_bert: str, pwam_heads: 
     with_bert = isinstance(content.get("bert_model"), dict)
     if bert_config is not None:
         ck_bert = f"the BERT configuration in {source}"
-    model = assemble(architecture, build_text_encoder(ck_bert, not with_bert, config=bert_config, source=ck_bert))
+    weight_bytes = size_of(content["bert_model"]) if with_bert else None
+    model = assemble(architecture, build_text_encoder(ck_bert, not with_bert, config=bert_config, source=ck_bert,
+                                                      weight_bytes=weight_bytes))
     if model.text_encoder.config.hidden_size != text_dim:
         raise InputError(f"{source} was trained with a text encoder of width {text_dim}, the one in {ck_bert} is of "
                          f"width {model.text_encoder.config.hidden_size}")
@@ -114,8 +126,10 @@ def build_from_checkpoint(content: dict, source: str, ck_bert: str, pwam_heads: 
     else:
         logger.warning("WARNING: %s has no 'bert_model'. The text encoder comes from %s, as it was before any training "
                        "with this model; expect worse results if BERT was trained along.", source, ck_bert)
-    logger.info("%s: Swin %s, window %d, fuser width %d, text width %d", source, architecture.swin_type,
-                architecture.window, architecture.prefusion_base_ch, text_dim)
+    fuser = (f"fuser width {architecture.prefusion_base_ch}" if architecture.prefusion_model == "unet_fuser" else
+             f"fusion method {architecture.prefusion_model}")
+    logger.info("%s: Swin %s, window %d, %s, text width %d", source, architecture.swin_type, architecture.window, fuser,
+                text_dim)
     return model.eval()
 
 

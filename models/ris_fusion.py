@@ -5,9 +5,12 @@ import torch
 from torch import Tensor, nn
 
 from .fuser import EncodedPair, UNetFuser
+from .fusion_rules import FusionRule
 from .lavt import LAVT
 
 INPUTS = ("vis", "ir", "input_ids", "attention_mask")  # of the model, in this order; their names in a batch
+Encoded = EncodedPair | Tensor  # the latter: (B, 3, H, W), the fused image itself, if no sentence has a part in it
+
 
 class Output(NamedTuple):
     """The model's results for a batch."""
@@ -29,13 +32,13 @@ class RISFusion(nn.Module):
 
     Args:
         text_encoder: a `transformers.BertModel` without pooler.
-        fuser: fuses the two images.
+        fuser: fuses the two images; a `FusionRule` has no parameters.
         segmenter: None for fusion alone.
     """
 
     fuser_ids: Tensor | None
 
-    def __init__(self, text_encoder: nn.Module, fuser: UNetFuser, segmenter: LAVT | None):
+    def __init__(self, text_encoder: nn.Module, fuser: UNetFuser | FusionRule, segmenter: LAVT | None):
         super().__init__()
         self.text_encoder: Any = text_encoder  # its type is known to bert/ alone
         self.fuser = fuser
@@ -81,11 +84,11 @@ class RISFusion(nn.Module):
         """
         return self.answer(self.encode_pair(vis, ir), input_ids, attention_mask)
 
-    def encode_pair(self, vis: Tensor, ir: Tensor) -> EncodedPair:
-        """The part of `forward` that does not depend on the sentence: the fuser's two encoders."""
+    def encode_pair(self, vis: Tensor, ir: Tensor) -> Encoded:
+        """The part of `forward` that does not depend on the sentence: the fuser's two encoders, or its rule."""
         return self.fuser.encode(vis, ir)
 
-    def answer(self, pair: EncodedPair, input_ids: Tensor, attention_mask: Tensor) -> Output:
+    def answer(self, pair: Encoded, input_ids: Tensor, attention_mask: Tensor) -> Output:
         """The rest of `forward`, for one sentence about each pair: text encoder, the fuser's decoder, segmenter.
 
         The segmenter depends on the sentence twice, because its input, the fused image, does.
@@ -96,7 +99,7 @@ class RISFusion(nn.Module):
             fuser_mask = torch.ones_like(self.fuser_ids)
             fuser_text = self._encode_text(self.fuser_ids, fuser_mask).expand(len(text), -1, -1)
             fuser_mask = fuser_mask.expand(len(text), -1)
-        fused = self.fuser.decode(pair, fuser_text, fuser_mask)
+        fused = pair if isinstance(pair, Tensor) else self.fuser.decode(pair, fuser_text, fuser_mask)
         if self.segmenter is None:
             return Output(fused, None)
         return Output(fused, self.segmenter(fused.detach() if self.detach_fused else fused, text, attention_mask))

@@ -19,6 +19,12 @@ DROP_PATH_RATE = 0.3
 BETWEEN_REGIONS = -100.0  # added to the attention scores of two positions that the roll has made neighbours
 
 
+def in_autocast_type(x: Tensor) -> Tensor:
+    """x in the type that autocast multiplies matrices in; x itself without autocast."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
 class WindowAttention(swin_transformer.WindowAttention):
     """Multi-head self-attention within windows, with timm's parameters and PyTorch's fused attention.
 
@@ -52,7 +58,7 @@ class WindowAttention(swin_transformer.WindowAttention):
             (B·W, N, dim).
         """
         query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        bias = bias.expand(len(x) // len(bias), *bias.shape).flatten(0, 1)  # the same for every map
+        bias = bias.to(query.dtype).expand(len(x) // len(bias), *bias.shape).flatten(0, 1)  # the same for every map
         x = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         return self.proj(x.transpose(1, 2).flatten(2))
 
@@ -82,7 +88,7 @@ class SwinBlock(nn.Module):
         """x (B, H, W, dim) to the same."""
         _, height, width, _ = x.shape
         shortcut, window = x, (self.window, self.window)
-        x = self.norm1(x)
+        x = in_autocast_type(self.norm1(x))  # before it is moved, because attention casts it anyway
         x = F.pad(x, (0, 0, 0, -width % self.window, 0, -height % self.window))
         padded_height, padded_width = x.shape[1:3]
         x = x.roll((-self.shift, -self.shift), dims=(1, 2))
@@ -181,7 +187,7 @@ class LanguageSwin(nn.Module):
         self.patch_embed = PatchEmbed(
             img_size=None, patch_size=4, embed_dim=size.embed_dim, norm_layer=nn.LayerNorm,
             flatten=False, output_fmt="NHWC", dynamic_img_pad=True)
-        rates = torch.linspace(0, DROP_PATH_RATE, sum(size.depths)).tolist()
+        rates = torch.linspace(0, DROP_PATH_RATE, sum(size.depths), device="cpu").tolist()
         self.layers = nn.ModuleList()
         for i, depth in enumerate(size.depths):
             dim = size.embed_dim * 2 ** i

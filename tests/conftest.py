@@ -8,6 +8,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -72,6 +73,28 @@ def scenes(tmp_path_factory) -> Path:
 def tiny_bert(scenes) -> str:
     """A BERT folder: two layers, 128 wide."""
     return str(scenes / "bert")
+
+
+@pytest.fixture
+def named_pipe():
+    """Make a named pipe under a path. Who opens it to read finds it at its end, where it would wait for ever."""
+    paths, over = [], threading.Event()
+
+    def write_nothing(path):
+        while not over.is_set():
+            os.close(os.open(path, os.O_WRONLY))  # returns when somebody reads
+
+    def make(path):
+        os.mkfifo(path)
+        paths.append((path, threading.Thread(target=write_nothing, args=(path,), daemon=True)))
+        paths[-1][1].start()
+
+    yield make
+    over.set()
+    for path, thread in paths:
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        thread.join()
+        os.close(reader)
 
 
 def training(scenes: Path, output_dir: Path, *more) -> list[str]:

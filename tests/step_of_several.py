@@ -10,7 +10,7 @@ from models import build_criterion, build_model
 from utils import distributed
 from utils.device import select_device
 
-bert, seg_loss, path = sys.argv[1:]
+bert, seg_loss, path, *more = sys.argv[1:]
 atexit.register(os.abort)  # a job that has succeeded must not fail in the teardown, as PyTorch does at times
 device = select_device("cpu", distributed.local_rank())
 distributed.start(device, 1)
@@ -28,7 +28,7 @@ ids, mask = torch.randint(1, 50, (6, 20)), torch.ones(6, 20, dtype=torch.int64)
 
 mine = slice(distributed.rank(), None, distributed.world_size())
 criterion = build_criterion(args, distributed.mean if distributed.world_size() > 1 else None)
-wrapped = distributed.wrap(model, device)
+wrapped = distributed.wrap(model, device, bf16_gradients="bf16_gradients" in more)
 loss, _ = criterion(wrapped(vis[mine], ir[mine], ids[mine], mask[mine]), vis[mine], ir[mine], target[mine])
 loss.backward()
 if distributed.rank() == 0:

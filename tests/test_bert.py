@@ -140,7 +140,8 @@ def configured(tiny_bert, tmp_path):
     ("num_attention_heads", 0, "num_attention_heads must be"), ("num_attention_heads", 3, "heads do not divide"),
     ("num_hidden_layers", 10 ** 9, "num_hidden_layers must be"), ("num_hidden_layers", True, "num_hidden_layers must"),
     ("vocab_size", float("nan"), "vocab_size must be"), ("vocab_size", None, "vocab_size must be"),
-    ("vocab_size", 10 ** 7, "a BERT of 1.3 billion parameters"), ("intermediate_size", [512], "intermediate_size"),
+    ("vocab_size", 10 ** 7, "a BERT of 1.3 billion parameters; at most 1 billion are supported"),
+    ("intermediate_size", [512], "intermediate_size"),
     ("max_position_embeddings", 19, "max_position_embeddings must be"), ("hidden_dropout_prob", 2, "0 to 1, not 2"),
     ("hidden_act", "evil", "hidden_act is 'evil'"), ("hidden_act", ["gelu"], "hidden_act is"),
     ("layer_norm_eps", float("inf"), "layer_norm_eps must be"), ("pad_token_id", 10 ** 6, "pad_token_id must be"),
@@ -203,12 +204,32 @@ def test_what_cannot_be_loaded_is_named(tiny_bert, tmp_path):
     with pytest.raises(InputError, match="weights cannot be loaded"):
         build_text_encoder(str(tmp_path))
     assert build_text_encoder(str(tmp_path), pretrained=False).config.hidden_size == 128
-    (tmp_path / "model.safetensors").write_bytes(b"cut off")
+    (tmp_path / "model.safetensors").write_bytes(b"damaged" * 10 ** 6)
     with pytest.raises(InputError, match="weights cannot be loaded"):
         build_text_encoder(str(tmp_path))
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config\.json cannot be read"):
         build_text_encoder(str(tmp_path))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(value, tiny_bert, tmp_path):
+    encoder = build_text_encoder(tiny_bert)
+    encoder.state_dict()["encoder.layer.1.output.dense.bias"][5] = value
+    encoder.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"NaN or infinity, first in encoder\.layer\.1\.output\.dense\.bias"):
+        build_text_encoder(str(tmp_path))
+
+
+def test_a_network_of_more_parameters_than_its_weights_have_bytes_is_refused_before_it_is_built(
+        tiny_bert, configured, monkeypatch):
+    config = plain_config(build_text_encoder(tiny_bert))
+    monkeypatch.setattr("transformers.BertModel.__init__", None)
+    with pytest.raises(InputError, match=r"config\.json describes a BERT of 4\.\d\d million parameters; its weights, "
+                                         r"\d+ bytes, are too few for that"):
+        configured(vocab_size=32_000)
+    with pytest.raises(InputError, match=r"last\.pth describes .* its weights, 4000000 bytes, are too few"):
+        build_text_encoder(config=config | {"vocab_size": 32_000}, source="last.pth", weight_bytes=4_000_000)
 
 
 def test_weights_that_lack_a_layer_are_refused(tiny_bert, tmp_path):

@@ -1,6 +1,5 @@
 """Parquet as other programs write it: column types, encodings, encryption; read alike by everything that reads it."""
 import base64
-import os
 
 import numpy as np
 import pyarrow as pa
@@ -150,9 +149,9 @@ def test_a_column_name_of_odd_bytes_is_a_sentence(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("what", ["file", "among others"])
-def test_a_named_pipe_is_refused_instead_of_waited_for(tmp_path, tokenizer, what):
+def test_a_named_pipe_is_refused_instead_of_waited_for(tmp_path, tokenizer, what, named_pipe):
     write(tmp_path / "a.parquet", ROWS)
-    os.mkfifo(tmp_path / "b.parquet")
+    named_pipe(tmp_path / "b.parquet")
     message = error_of(tmp_path / "b.parquet" if what == "file" else tmp_path, tokenizer)
     assert "b.parquet: this is not a regular file" in message
 

@@ -1,7 +1,9 @@
 """Weights: what is read, what is refused, and how it is written."""
 import argparse
+import json
 import logging
 import os
+import threading
 import warnings
 import zipfile
 
@@ -10,6 +12,7 @@ import torch
 from checkpoints import Harmful, same, swin_file
 from conftest import arguments
 
+from bert import plain_config
 from models import build_from_checkpoint, build_model
 from utils import checkpoint
 from utils.errors import InputError, UsageError
@@ -95,6 +98,16 @@ def test_a_bert_of_another_shape_is_refused(model, tiny_bert):
         build_from_checkpoint(content, "file", tiny_bert)
 
 
+def test_a_bert_far_larger_than_the_weights_is_refused_before_it_is_built(model, tmp_path):
+    content = checkpoint.pack(model, 0, {})
+    config = plain_config(model.text_encoder) | {"vocab_size": 32_000}
+    with pytest.raises(InputError, match=r"the BERT configuration in last\.pth describes .* too few for that"):
+        build_from_checkpoint(content, "last.pth", "", bert_config=config)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"config\.json describes .* too few for that"):
+        build_from_checkpoint(content, "last.pth", str(tmp_path))
+
+
 def test_a_failed_save_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch):
     path = str(tmp_path / "last.pth")
     checkpoint.save({"epoch": 1}, path)
@@ -133,10 +146,12 @@ ODD_TENSORS = {
 
 
 @pytest.mark.parametrize("kind", ODD_TENSORS)
-@pytest.mark.parametrize("part", ["model", "training"])
+@pytest.mark.parametrize("part", ["model", "training", "args"])
 def test_tensors_that_are_not_plain_are_refused_wherever_they_are(kind, part, read_changed):
-    content = {"weight": ODD_TENSORS[kind]()} if part == "model" else {"states": [{0: (ODD_TENSORS[kind](),)}]}
-    name = "model.weight" if part == "model" else r"training\.states\.0\.0\.0"
+    tensor = ODD_TENSORS[kind]()
+    content, name = {"model": ({"weight": tensor}, r"model\.weight"),
+                     "args": (argparse.Namespace(size=tensor), r"args\.size"),
+                     "training": ({"states": [{0: (tensor,)}]}, r"training\.states\.0\.0\.0")}[part]
     with pytest.raises(InputError, match=rf"odd\.pth: the tensor {name} is {kind}.*; save it again as a dense CPU"):
         read_changed(**{part: content})
 
@@ -171,10 +186,19 @@ def test_other_values_that_are_not_finite_are_read(read_changed):
     assert read_changed(best=float("-inf"), training={"moments": torch.full((3,), float("nan"))})["best"] < 0
 
 
+def test_weights_that_are_not_finite_are_refused_in_a_bare_state_dict_too(tmp_path):
+    torch.save({"net.outc.bias": torch.tensor([float("nan")])}, tmp_path / "fuser.pth")
+    with pytest.raises(InputError, match=r"fuser\.pth: the tensor 'net\.outc\.bias' holds NaN"):
+        checkpoint.read(str(tmp_path / "fuser.pth"))
+
+
 def test_a_list_that_holds_itself_is_read_to_its_end(read_changed):
-    cycle = []
+    cycle, found = [], []
     cycle.append(cycle)
-    assert "history" in read_changed(history=cycle)
+    reading = threading.Thread(target=lambda: found.append(read_changed(history=cycle)), daemon=True)
+    reading.start()
+    reading.join(60)  # without an end the test fails
+    assert found and "history" in found[0]
 
 
 def test_keys_are_printed_cut_and_without_escape_sequences(model, tiny_bert, tmp_path):

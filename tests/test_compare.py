@@ -140,16 +140,27 @@ def test_images_are_those_that_the_evaluation_told_apart(worse, tmp_path):
     assert "60 samples of 20 images" in script("compare.py", by_content, worse).stdout
 
 
+def test_a_name_in_a_message_stands_on_one_line_and_is_cut(worse, tmp_path):
+    """The message is one sentence wherever it is shown."""
+    name = "\x1b[31mred\n" + "x" * 1000
+    other = write_run(tmp_path / "other", IOU, image_name=[name] * len(IOU))
+    (_, a), (_, b) = read_run(str(other)), read_run(str(worse))
+    with pytest.raises(InputError, match=r"of image '\\x1b\[31mred\\nx+…'") as caught:
+        check_same(a, b, ("A", "B"))
+    assert len(str(caught.value)) < 500
+
+
 def test_text_from_the_files_is_printed_without_escape_sequences(worse, tmp_path):
     other = write_run(tmp_path / "other", IOU[:59])
     table = pd.read_csv(worse.parent / "per_sample.csv", keep_default_na=False)
     table.loc[59, "image_name"] = "\x1b[31mred.jpg"
     table.to_csv(worse.parent / "per_sample.csv", index=False)
-    worse.write_text(json.dumps(json.loads(worse.read_text()) | {"\x1b[2J": 1.0, "settings": {"\x1b": "\x1b"}}))
+    odd = {"\x1b[2J": 1.0, "F\n1": 1.0, "settings": {"\x1b": "\x1b"}}
+    worse.write_text(json.dumps(json.loads(worse.read_text()) | odd))
     said = script("compare.py", worse, other, ok=False).stderr
     assert "\\x1b[31mred.jpg" in said and "\x1b" not in said
     changed = write_run(tmp_path / "changed", IOU)
     changed.write_text(json.dumps(json.loads(worse.read_text()) | {"settings": {"\x1b": "a\x07"}}))
     (worse.parent / "per_sample.csv").write_text((changed.parent / "per_sample.csv").read_text())
     said = script("compare.py", worse, changed).stdout
-    assert "\\x1b[2J" in said and "\\x1b \\x1b → a\\x07" in said and "\x1b" not in said
+    assert "\\x1b[2J" in said and "F\\n1 " in said and "\\x1b \\x1b → a\\x07" in said and "\x1b" not in said

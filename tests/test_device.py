@@ -159,6 +159,16 @@ def test_memory_is_measured_in_bytes_and_unknown_without_the_module(monkeypatch)
     assert devices.peak_memory(cpu) == 0
 
 
+@pytest.mark.parametrize(("error", "expected"), [
+    (torch.OutOfMemoryError("Tried to allocate 20.00 GiB"), True), (MemoryError(), True),
+    (RuntimeError("CUDA error: out of memory"), True),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"), True),
+    (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 4 bytes"), True),
+    (RuntimeError("shapes differ"), False), (ValueError("out of memory"), False)])
+def test_running_out_of_memory_is_told_from_other_errors(error, expected):
+    assert devices.is_out_of_memory(error) == expected
+
+
 def test_random_states_come_back_whatever_was_drawn_since():
     import random
 

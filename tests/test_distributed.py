@@ -11,7 +11,9 @@ import pytest
 import torch
 from conftest import ROOT, train, training
 
-from utils import checkpoint
+from training.lock import locked
+from utils import checkpoint, distributed
+from utils.errors import UsageError
 
 
 def torchrun(count: int, *command) -> subprocess.Popen:
@@ -50,6 +52,36 @@ def test_a_step_of_several_processes_is_that_of_one_with_the_whole_batch(seg_los
             assert (one - several).norm() <= 1e-5 * one.norm()
 
 
+def test_gradients_are_exchanged_in_bfloat16_on_demand(tiny_bert, tmp_path):
+    for path, more in ((tmp_path / "exact.pt", []), (tmp_path / "rounded.pt", ["bf16_gradients"])):
+        finish(torchrun(2, "tests/step_of_several.py", tiny_bert, "ce", path, *more))
+    exact, rounded = torch.load(tmp_path / "exact.pt"), torch.load(tmp_path / "rounded.pt")
+    assert all(torch.equal(value, value.bfloat16().float()) for value in rounded.values())
+    one, other = (torch.cat([some[name].flatten() for name in exact]) for some in (exact, rounded))
+    assert (one - other).norm() <= 0.01 * one.norm()
+
+
+def test_the_flag_reaches_the_exchange(scenes, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("utils.distributed.wrap", lambda model, _, bf16: asked.append(bf16) or model)
+    train(scenes, tmp_path, "--epochs", 1, "--bf16_gradients")
+    assert asked == [True]
+
+
+@pytest.mark.parametrize(("count", "accum"), [(2, 1), (2, 2), (4, 1)])
+def test_a_step_sends_its_gradients_once_and_a_few_numbers(count, accum, tiny_bert, tmp_path):
+    """Also with accumulation. That the job succeeds shows that no parameter is unused."""
+    finish(torchrun(count, "tests/bytes_of_several.py", tiny_bert, accum, tmp_path / "sent.json"))
+    report = json.loads((tmp_path / "sent.json").read_text())
+    assert {name for name, _ in report["sent"]} == {"allreduce_"}  # no buffers, which would be broadcast
+    sizes = [size for _, size in report["sent"]]
+    buckets = [size for size in sizes if size > 1000]
+    steps = report["steps"]
+    assert sum(buckets) == steps * report["gradients"]
+    terms = steps * 13 * 4  # ten loss terms and three gradient norms, read once for all steps
+    assert sorted(size for size in sizes if size <= 1000) == [*[4] * (steps * accum), 8, terms]  # 4: class weights
+
+
 @pytest.mark.parametrize("flags", [[], ["--fuser_text", "none", "--detach_fused"]])
 def test_several_processes_train_and_only_one_writes(flags, scenes, tmp_path):
     output = finish(torchrun(2, *training(scenes, tmp_path, "--epochs", 1, "-b", 2, *flags)))
@@ -58,6 +90,13 @@ def test_several_processes_train_and_only_one_writes(flags, scenes, tmp_path):
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
     assert json.loads((tmp_path / "run.json").read_text())["effective_batch"] == 4
     assert {"last.pth", "model_best_lavt.pth", "curves.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_where_the_main_process_finds_a_folder_in_use_all_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(distributed, "largest", lambda _: True)  # the main process was refused
+    with pytest.raises(UsageError, match="output-dir: another training run is writing to"), locked(str(tmp_path)):
+        pass
 
 
 def test_metrics_do_not_depend_on_the_number_of_processes(trained, scenes, tmp_path):

@@ -215,6 +215,10 @@ def test_a_checkpoint_without_bert_says_so_loudly(trained, wide_scenes, tmp_path
     (["--text_ablation", "--shuffle_text"], 2, "leave out --shuffle_text"),
     (["--save", "some"], 2, "invalid choice"),
     (["--tta", "rotate"], 2, "invalid choice"),
+    (["--window12"], 2, "--window12: there is no such flag here; leave it out, the checkpoint's tensors show it"),
+    (["--model=lavt"], 2, "--model: there is no such flag here; leave it out"),
+    (["--pretrained-swin-weights", "x.pth"], 2, "--pretrained-swin-weights: there is no such flag here"),
+    (["--prefusion_model", "unet_fuser"], 2, "--prefusion_model: there is no such flag here"),
     (["--limit", "-1"], 2, "a whole number of at least 0"),
     (["-b", "0"], 2, "a whole number of at least 1")])
 def test_what_cannot_work_ends_with_one_sentence(flags, code, message, trained, wide_scenes, tmp_path):

@@ -2,6 +2,7 @@
 import hashlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -173,6 +174,14 @@ def test_a_symbolic_link_in_the_place_of_a_download_is_not_followed(tmp_path, hu
     assert (tmp_path / "mine.txt").read_text() == "mine" and not hub.asked
 
 
+def test_a_symbolic_link_that_appears_after_the_look_for_one_is_not_followed(tmp_path, monkeypatch):
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "a.part").symlink_to("mine.txt")
+    monkeypatch.setattr(os.path, "islink", lambda _: False)
+    with pytest.raises(InputError, match=r"a\.part: it cannot be written"):
+        Part(str(tmp_path / "a.part"))
+
+
 def test_two_downloads_do_not_write_to_one_file(tmp_path, hub):
     hub.files = {"a.parquet": b"x" * 2000}
     (tmp_path / "data").mkdir()
@@ -187,6 +196,19 @@ def test_a_download_that_cannot_be_written_says_so():
         part.write(b"x")
     with pytest.raises(InputError, match=r"^/dev/null/x.part: it cannot be written \(Not a directory"):
         Part("/dev/null/x.part")
+
+
+def test_a_download_is_written_whole_though_the_system_may_take_less_at_a_time(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Part(str(tmp_path / "a.part")) as part:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the system takes 1000 of the bytes, then none
+        try:
+            with pytest.raises(InputError, match=r"a\.part: it cannot be written \(File too large"):
+                part.write(b"x" * 2000)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert part.write(b"y" * 2000) == 2000
+    assert (tmp_path / "a.part").read_bytes() == b"x" * 1000 + b"y" * 2000
 
 
 def test_a_file_that_cannot_be_read_says_so():

@@ -1,4 +1,5 @@
 """Files are written whole or not at all, wherever another program or person has been at work in the folder."""
+import errno
 import os
 import subprocess
 import sys
@@ -69,13 +70,15 @@ def test_leftovers_of_killed_processes_are_removed_and_others_are_not(tmp_path):
     killed = subprocess.Popen([sys.executable, "-c", ""])
     killed.wait()
     dead, alive = leftover(tmp_path, killed.pid), leftover(tmp_path, os.getppid())
-    elsewhere, old = leftover(tmp_path, 1, "f" * 8), leftover(tmp_path, 2, "f" * 8)
+    elsewhere, old = leftover(tmp_path, killed.pid, "f" * 8), leftover(tmp_path, 2, "f" * 8)
     os.utime(old, (0, 0))
+    impossible = leftover(tmp_path, 9_999_999_999)
     other = tmp_path / ".writing-mine.tmp"
     other.write_text("mine")
     with replacing(str(tmp_path / "a.txt")):
         pass
-    assert [path.exists() for path in (dead, alive, elsewhere, old, other)] == [False, True, True, False, True]
+    assert [path.exists() for path in (dead, alive, elsewhere, old, impossible, other)] == [
+        False, True, True, False, True, True]
 
 
 def test_an_error_of_reading_is_not_called_one_of_writing(tmp_path):
@@ -86,6 +89,19 @@ def test_an_error_of_reading_is_not_called_one_of_writing(tmp_path):
                 replacing(str(tmp_path / "out.txt")):
             reading()
     assert os.listdir(tmp_path) == ["out.txt"] and (tmp_path / "out.txt").read_text() == "before"
+
+
+def test_a_reader_of_the_output_that_goes_away_is_no_error_of_the_file(tmp_path):
+    (tmp_path / "a.txt").write_text("before")
+    with pytest.raises(BrokenPipeError), replacing(str(tmp_path / "a.txt")):
+        raise BrokenPipeError
+    assert os.listdir(tmp_path) == ["a.txt"] and (tmp_path / "a.txt").read_text() == "before"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS])
+def test_what_no_reading_can_end_with_is_an_error_of_writing(code, tmp_path):
+    with pytest.raises(InputError, match=r"a\.txt: it cannot be written"), replacing(str(tmp_path / "a.txt")):
+        raise OSError(code, os.strerror(code))
 
 
 def test_a_full_disk_and_an_absent_folder_are_errors_of_writing(tmp_path):

@@ -13,7 +13,8 @@ import torch
 from checkpoints import Harmful, same, swin_file
 from conftest import arguments
 
-from bert import Tokenizer, plain_config
+from bert import Tokenizer, build_text_encoder, plain_config
+from bert.tiny import write_tiny_bert
 from evaluation.inference import open_checkpoint
 from models import build_from_checkpoint, build_model
 from predictor import Predictor
@@ -81,6 +82,7 @@ def renamed(content: dict, rename, *parts: str) -> dict:
     (lambda key: f"module._orig_mod.{key}", "`_orig_mod.`, `module.`"),
     (lambda key: f"_orig_mod.module.{key}", "`_orig_mod.`, `module.`"),
     (lambda key: f"_fsdp_wrapped_module.{key}", "`_fsdp_wrapped_module.`"),
+    (lambda key: f"_checkpoint_wrapped_module.{key}", "`_checkpoint_wrapped_module.`"),
 ])
 def test_prefixes_of_wrapped_modules_are_taken_off(rename, named, model, read):
     content = checkpoint.pack(model, 0, {})
@@ -111,6 +113,12 @@ def test_pooler_and_position_ids_of_bert_are_dropped(model, read):
     _, loaded, said = read(content)
     assert same(loaded.state_dict(), model.state_dict())
     assert len(said) == 1 and said[0].endswith("of BERT dropped: embeddings.position_ids, pooler.dense.bias")
+
+
+def test_the_pooler_of_bert_in_a_lavt_file_is_dropped_too(tmp_path):
+    torch.save({"model": {"text_encoder.pooler.dense.bias": torch.zeros(8), "backbone.norm0.bias": torch.zeros(8)}},
+               tmp_path / "lavt_one.pth")
+    assert list(checkpoint.read(str(tmp_path / "lavt_one.pth"))["model"]) == ["backbone.norm0.bias"]
 
 
 def test_any_other_key_is_still_refused(model, read):
@@ -363,8 +371,30 @@ def test_folders_on_the_command_line_win_over_what_a_checkpoint_carries(model, t
     path = str(tmp_path / "model.pth")
     checkpoint.save(with_bert(model, tiny_bert, config={"hidden_size": "large"}, vocabulary=[]), path)
     open_checkpoint(path, torch.device("cpu"), ck_bert=tiny_bert, bert_tokenizer=tiny_bert)
+    checkpoint.save(checkpoint.read(path) | {"bert": 3}, path.replace("model", "three"))
+    open_checkpoint(path.replace("model", "three"), torch.device("cpu"), ck_bert=tiny_bert, bert_tokenizer=tiny_bert)
     with pytest.raises(InputError, match=r"model\.pth: the vocabulary is empty"):
         open_checkpoint(path, torch.device("cpu"))
+
+
+def test_what_a_checkpoint_carries_wins_over_the_folders_that_it_names(model, tmp_path, tiny_bert):
+    path, content = str(tmp_path / "model.pth"), with_bert(model, tiny_bert)
+    write_tiny_bert(str(tmp_path / "other"), ["another vocabulary"])
+    named = dict.fromkeys(["ck_bert", "bert_tokenizer"], str(tmp_path / "other"))
+    checkpoint.save(content | {"args": content["args"] | named}, path)
+    found = open_checkpoint(path, torch.device("cpu"))
+    assert found.tokenizer.vocabulary() == content["bert"]["vocabulary"]
+
+
+def test_without_the_weights_of_bert_those_of_the_folder_are_read_though_its_configuration_is_carried(
+        model, tmp_path, tiny_bert):
+    path, content = str(tmp_path / "model.pth"), with_bert(model, tiny_bert)
+    del content["bert_model"]
+    checkpoint.save(content | {"args": {"img_size": 64, "ck_bert": tiny_bert}}, path)
+    opened = open_checkpoint(path, torch.device("cpu"))
+    weights = build_text_encoder(tiny_bert).embeddings.word_embeddings.weight
+    assert opened.tokenizer.source == path
+    assert torch.equal(opened.model.model.text_encoder.embeddings.word_embeddings.weight, weights)
 
 
 @pytest.mark.parametrize(("changes", "message"), [

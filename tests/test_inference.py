@@ -4,8 +4,8 @@ import copy
 import pytest
 import torch
 from conftest import arguments
-from parity import fill_, inputs
 
+from benchmarks.reference import fill_, inputs
 from evaluation.inference import Inference
 from models import INPUTS, build_model
 from models.fast import prepare_for_inference

@@ -49,6 +49,11 @@ def test_batches_go_through_pipes_where_shared_memory_is_full(dataset, monkeypat
     assert capfd.readouterr().err.count("too little shared memory") == ("_new_shared" in full)
 
 
+def test_a_data_set_opens_where_shared_memory_is_full(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "share_memory_", no_room)
+    assert len(MMRISDataset(write(tmp_path / "a.parquet", [make_row(0)]), tokenizer, 40)) == 1
+
+
 class Dying(torch.utils.data.Dataset):
     """The process that reads row 5 dies."""
 

@@ -101,6 +101,10 @@ def test_an_old_output_is_replaced_only_when_asked(tmp_path, parts):
     assert (tmp_path / "out.parquet").read_bytes() == b"old"
     merge(tmp_path, "part1.parquet", more=["--overwrite"])
     assert pq.read_table(tmp_path / "out.parquet").num_rows == 37
+    (tmp_path / "out.parquet").unlink()
+    (tmp_path / "out.parquet").symlink_to("where nothing is")
+    with pytest.raises(UsageError, match="out.parquet is there already"):
+        merge(tmp_path, "part1.parquet")
 
 
 def test_a_download_is_not_replaced_by_the_default_output(tmp_path, parts, monkeypatch):
@@ -278,9 +282,10 @@ def test_without_arguments_the_training_parts_become_the_sets_that_training_read
     (tmp_path / "data").mkdir()
     for number in (1, 2):
         (tmp_path / f"part{number}.parquet").rename(tmp_path / "data" / f"mm_ris_train_part{number}.parquet")
+    (tmp_path / "data" / "mm_ris_test.parquet").write_bytes(b"as it was fetched")  # it gets no share
     monkeypatch.chdir(tmp_path)
     merge_parquet.main(["--split", "0.95,0.05"])
-    assert files(tmp_path / "data") == ["mm_ris_train.parquet", "mm_ris_train_part1.parquet",
+    assert files(tmp_path / "data") == ["mm_ris_test.parquet", "mm_ris_train.parquet", "mm_ris_train_part1.parquet",
                                         "mm_ris_train_part2.parquet", "mm_ris_val.parquet"]
 
 

@@ -76,6 +76,42 @@ def test_a_run_whose_files_cannot_be_written_fails_and_names_none_that_is_absent
     assert ("in " + str(tmp_path / "model_best_lavt.pth") in result.stdout) == (name == "log.jsonl")
 
 
+def test_a_best_checkpoint_that_is_not_written_leaves_the_earlier_one_the_best(scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "evaluate", validating([(10.0, 2.0), (20.0, 1.5)]))
+    save, saved = checkpoint.save, []
+
+    def full_after_the_first(content, path):
+        if path.endswith("model_best_lavt.pth"):
+            saved.append(path)
+            if len(saved) > 1:
+                raise InputError(f"{path}: it cannot be written (No space left on device)")
+        save(content, path)
+
+    monkeypatch.setattr(checkpoint, "save", full_after_the_first)
+    result = train(scenes, tmp_path, "--epochs", 2, "--eval_vis_dir", "", ok=False)
+    assert result.returncode == 1 and len(saved) == 2
+    assert "best overall IoU 10.00, of epoch 0" in result.stdout.splitlines()[-1]
+    assert checkpoint.read(str(tmp_path / "model_best_lavt.pth"))["epoch"] == 0
+
+
+def test_a_file_that_is_written_after_all_is_no_failure(tmp_path):
+    record = run_record.RunRecord(str(tmp_path), "", 0)
+    (tmp_path / "last.pth").mkdir()  # no file can take its place
+    assert not record.checkpoint("last.pth", {"epoch": 0}) and record.unwritten == ["last.pth"]
+    (tmp_path / "last.pth").rmdir()
+    assert record.checkpoint("last.pth", {"epoch": 1}) and not record.unwritten
+    record.close()
+
+
+def test_only_the_checkpoints_of_the_latest_epochs_are_kept(tmp_path):
+    for epoch in range(4):
+        (tmp_path / f"epoch_{epoch:03d}.pth").touch()
+    record = run_record.RunRecord(str(tmp_path), "", 0)
+    record.keep_latest(2)
+    record.close()
+    assert sorted(path.name for path in tmp_path.glob("*.pth")) == ["epoch_002.pth", "epoch_003.pth"]
+
+
 def test_the_last_line_names_the_epoch_of_the_best_checkpoint(trained):
     scores = [epoch["oIoU"] for epoch in epochs_of(trained)]
     best = scores.index(max(scores))

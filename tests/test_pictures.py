@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from data.decode import decode_image
 from data.pairing import MASK_WORDS, VISIBLE_WORDS, match_names
-from data.pictures import oddities_of_pair, pair_files, read_pair, read_picture, to_picture, upright
+from data.pictures import oddities_of_pair, orientation, pair_files, read_pair, read_picture, to_picture, upright
 from utils.errors import InputError
 
 HEIGHT, WIDTH = 24, 32
@@ -68,6 +68,9 @@ def test_a_file_of_four_channels_given_twice_holds_both_pictures(tmp_path, name,
     assert "the infrared image its fourth" in second.note
     assert ("scaled to 8 bits" in second.note) == (values == np.uint16)
     assert not oddities_of_pair(first.pixels, second.pixels)
+    copy = tmp_path / f"copy_{name}"  # as in a folder for each kind
+    copy.write_bytes(Path(path).read_bytes())
+    assert np.array_equal(read_pair(path, str(copy))[1].pixels, second.pixels)
 
 
 def test_a_fourth_channel_that_says_nothing_is_no_infrared_image(tmp_path):
@@ -89,14 +92,22 @@ def test_the_same_pixels_and_false_colours_are_pointed_out(tmp_path):
     assert "in false colours" in oddities_of_pair(colours(1), iron)[0]
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_is_turned_upright(tmp_path, orientation):
+@pytest.mark.parametrize("turned", range(1, 9))
+def test_every_orientation_is_turned_upright(tmp_path, turned):
     image = Image.fromarray(colours())
-    image.getexif()[0x0112] = orientation
-    assert np.array_equal(upright(colours(), orientation), ImageOps.exif_transpose(image))
+    image.getexif()[0x0112] = turned
+    assert np.array_equal(upright(colours(), turned), ImageOps.exif_transpose(image))
     image.save(tmp_path / "a.png", exif=image.getexif())
-    assert np.array_equal(read_picture(str(tmp_path / "a.png")).pixels, upright(colours(), orientation))
-    assert np.array_equal(to_picture(Image.open(tmp_path / "a.png")).pixels, upright(colours(), orientation))
+    assert np.array_equal(read_picture(str(tmp_path / "a.png")).pixels, upright(colours(), turned))
+    assert np.array_equal(to_picture(Image.open(tmp_path / "a.png")).pixels, upright(colours(), turned))
+
+
+@pytest.mark.parametrize("value", [0, 9, 300])
+def test_an_orientation_that_does_not_exist_is_none(value):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    Image.fromarray(colours()).save(buffer := io.BytesIO(), "JPEG", exif=exif)
+    assert orientation(buffer.getvalue()) == 1
 
 
 def test_damaged_notes_do_not_keep_a_picture_from_being_read(tmp_path):
@@ -144,8 +155,8 @@ def test_a_picture_that_fails_while_it_is_decoded_is_a_value_error():
         to_picture(cut)
 
 
-def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "a.png")
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path, named_pipe):
+    named_pipe(tmp_path / "a.png")
     with pytest.raises(InputError, match="a.png: it is no regular file"):
         read_picture(str(tmp_path / "a.png"))
 
@@ -182,6 +193,7 @@ def names_of(pairs, tmp_path):
     (["00000000_co.png"], ["00000000_ir.png"]),
     (["train/010001.jpg", "val/010001.jpg"], ["train/010001.jpg", "val/010001.jpg"]),
     (["set00/visible/I1.jpg", "set01/visible/I1.jpg"], ["set00/lwir/I1.jpg", "set01/lwir/I1.jpg"]),
+    (["set00/visible/I1.jpg", "set01/visible/I1.jpg"], ["set00/I1.jpg", "set01/I1.jpg"]),
     (["Street.PNG"], ["street.png"]), (["7.ppm"], ["7.pgm"]), (["7.tif"], ["7.npy"]),
     (["Cafe\N{COMBINING ACUTE ACCENT}.png"], ["Caf\N{LATIN SMALL LETTER E WITH ACUTE}.png"]),
     (["StreetView_RGB.png"], ["streetview_ir.png"]), (["rgb.png"], ["thermal.png"]),
@@ -211,7 +223,8 @@ def test_names_of_other_things_are_not_paired(tmp_path, visible, infrared, paire
 @pytest.mark.parametrize("visible, infrared, candidates", [
     (["1_rgb.png", "1_vis.png"], ["1_ir.png"], ["v/1_rgb.png", "v/1_vis.png"]),
     (["a.png"], ["A.png", "A.PNG"], ["i/A.PNG", "i/A.png"]),
-    (["Car.png", "CAR.png"], ["car.png"], ["v/Car.png", "v/CAR.png"])])
+    (["Car.png", "CAR.png"], ["car.png"], ["v/Car.png", "v/CAR.png"]),
+    (["car.png"], ["Car.png", "CAR.png"], ["i/Car.png", "i/CAR.png"])])
 def test_what_is_ambiguous_is_refused_with_the_candidates(tmp_path, visible, infrared, candidates):
     with pytest.raises(InputError) as caught:
         pair_files(*folders(tmp_path, visible, infrared))
@@ -238,10 +251,10 @@ def test_the_infrared_folder_may_lie_within_the_visible_one(tmp_path):
     assert names_of(pairs, tmp_path) == [("1.jpg", "ir/1.jpg")] and not alone
 
 
-def test_pipes_are_left_out(tmp_path):
+def test_pipes_are_left_out(tmp_path, named_pipe):
     paths = folders(tmp_path, ["1.png"], ["1.png"])
     for path in paths:
-        os.mkfifo(os.path.join(path, "2.png"))
+        named_pipe(os.path.join(path, "2.png"))
     pairs, alone = pair_files(*paths)
     assert len(pairs) == 1 and not alone
 

@@ -18,9 +18,10 @@ from bert import Tokenizer
 from data import MMRISDataset, collate
 from data.pictures import read_pair, read_picture
 from evaluation.predictions import describe, parts, prediction_panel
-from models import INPUTS
+from models import INPUTS, Output
 from predictor import Prediction, Predictor
 from utils.draw import panel, panel_cell, resize, to_image
+from utils.flags import picture_kinds
 from utils.streams import TolerantStream
 
 LEFT, RIGHT = "the red disc on the left", "the red disc on the right"
@@ -102,6 +103,19 @@ def test_every_part_of_the_object_has_a_box_but_specks_have_none():
     several = np.zeros((10, 60), bool)
     several[:, ::4] = True
     assert describe(several).splitlines()[-1] == "  and 5 smaller parts" and len(describe(several).splitlines()) == 12
+    several[:, 40:] = False
+    assert describe(several).splitlines()[-1].startswith("  part 10: ")
+
+
+def test_a_part_of_one_percent_is_no_speck_and_a_speck_beside_a_single_part_is_said():
+    mask = np.zeros((30, 20), bool)
+    mask[:9, :11] = mask[9:18, :11] = True  # 198 px
+    mask[25, 3:5] = True
+    assert [part.pixels for part in parts(mask)[1]] == [198, 2]
+    mask[25, 4] = False
+    assert describe(mask).splitlines()[1:] == [
+        "  part 1: 33.00 %, box x 0 to 10, y 0 to 17 (11×18 px)",
+        "  without 1 speck, each below 1 % of the predicted pixels"]
 
 
 def test_a_prediction_is_what_an_evaluation_finds_in_the_same_row(predictor, scenes, tiny_bert):
@@ -234,7 +248,7 @@ def test_every_sentence_gets_a_safe_name_of_its_own(texts, expected):
 def test_sentences_that_the_model_cannot_read_whole_are_pointed_out(ask, pictures):
     pair = pictures.folder / "visible" / "scene.png", pictures.folder / "infrared" / "scene.png"
     assert "no word of '红色的汽车' is in the vocabulary" in ask(*pair, text="红色的汽车").said
-    assert "read as unknown: 汽车, ß" in ask(*pair, text="the red 汽车, “✓ and ß 汽车").said
+    assert "read as unknown: 汽车, ß\n" in ask(*pair, text="the red 汽车, “✓ and ß 汽车").said
     assert "only its first 19 word pieces are read" in ask(*pair, text="red " * 30).said
     said = ask(*pair).said
     assert "vocabulary of BERT" not in said and "word pieces" not in said
@@ -258,6 +272,10 @@ def test_only_the_pictures_that_are_wanted_are_written(flags, expected, ask, pre
                 assert np.abs(np.asarray(image).astype(int) - found.fused).mean() < 4
 
 
+def test_kinds_of_pictures_are_written_once_in_the_usual_order():
+    assert picture_kinds("panel, mask,mask") == ("mask", "panel")
+
+
 def test_pictures_of_the_other_format_count_as_those_of_an_earlier_run(ask, pictures, tmp_path):
     pair = pictures.folder / "visible" / "scene.png", pictures.folder / "infrared" / "scene.png"
     ask(*pair, "--format", "jpg")
@@ -275,6 +293,10 @@ def test_a_panel_of_large_pictures_has_a_width_for_screens(size):
     assert page.shape[1] > 1500 or size[0] < 1000
     shown = int((page == 0).all(2).sum()) / 4
     assert shown == pytest.approx(np.prod(panel_cell(size, 4)), rel=0.05) or size[0] < 1000
+
+
+def test_the_pictures_of_a_panel_have_a_height_however_wide_they_are():
+    assert panel_cell((4000, 1), 4) == (1568, 1)
 
 
 def test_a_panel_says_that_nothing_was_found(monkeypatch):
@@ -492,6 +514,12 @@ def test_an_output_that_is_not_finite_is_no_prediction(trained, pictures):
     next(spoilt.model.model.fuser.parameters()).data.fill_(3e38)
     with pytest.raises(ValueError, match="is not finite"):
         spoilt(pictures.visible, pictures.infrared, LEFT)
+
+
+def test_a_pixel_of_two_equal_logits_is_background_as_in_an_evaluation(predictor, pictures, monkeypatch):
+    even = Output(torch.zeros(1, 3, 64, 64), torch.zeros(1, 2, 64, 64))
+    monkeypatch.setattr(predictor.model, "answer", lambda *_: even)
+    assert not predictor(pictures.visible, pictures.infrared, LEFT).mask.any()
 
 
 def test_the_command_line_is_checked_before_anything_heavy_is_imported():

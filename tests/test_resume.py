@@ -183,7 +183,8 @@ def test_a_file_that_cannot_be_resumed_is_named(undisturbed, scenes, tmp_path):
             (undisturbed / "model_best_lavt.pth", [], 1, "holds weights but no state of a training run"),
             (tmp_path / "absent.pth", [], 2, "--resume: there is no file"),
             (undisturbed / "last.pth", ["--prefusion_base_ch", 8], 1, "'prefusion_model' in"),
-            (undisturbed / "last.pth", ["--freeze_bert"], 1, "trained other parameters")):
+            (undisturbed / "last.pth", ["--freeze_bert"], 1, "trained other parameters"),
+            (undisturbed / "last.pth", ["--amsgrad"], 1, "amsgrad differs")):
         result = train(scenes, tmp_path / "out", *LENGTH, *flags, "--resume", path, ok=False)
         assert result.returncode == code, result.stderr
         assert message in result.stderr and "Traceback" not in result.stderr

@@ -5,6 +5,7 @@ import os
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rows import damaged, make_row, same_sample, tiny_tokenizer, write
@@ -68,6 +69,28 @@ def test_a_copy_is_used_again_until_the_file_changes(path, tokenizer, caplog):
     assert np.array_equal(changed[7]["mask"], expected["mask"])
 
 
+def test_another_time_or_size_alone_makes_a_copy_out_of_date(path, tokenizer, caplog):
+    caplog.set_level(logging.INFO)
+    opened(path, tokenizer, cache_dir="")
+    later = os.stat(path).st_mtime_ns + 10 ** 9
+    os.utime(path, ns=(later, later))
+    opened(path, tokenizer, cache_dir="")
+    assert caplog.text.count("copy in small ones") == 2
+    write(path, [make_row(i) for i in range(ROWS + 1)], 1000)
+    os.utime(path, ns=(later, later))
+    assert opened(path, tokenizer, cache_dir="")[ROWS]["row"] == ROWS
+    assert caplog.text.count("copy in small ones") == 3
+
+
+def test_files_of_one_name_have_copies_of_their_own(path, tokenizer, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    (tmp_path / "other").mkdir()
+    other = write(tmp_path / "other" / "a.parquet", [make_row(30 + i) for i in range(ROWS)], 1000)
+    for file in (path, other, path, other):
+        opened(file, tokenizer, cache_dir=str(tmp_path / "cache"))
+    assert caplog.text.count("copy in small ones") == 2 and len(os.listdir(tmp_path / "cache")) == 2
+
+
 def test_half_a_copy_is_written_again(path, tokenizer):
     opened(path, tokenizer, cache_dir="")
     copy = cache_path(path, "")
@@ -89,7 +112,12 @@ def test_messages_name_the_file_and_not_the_copy(path, tokenizer):
         opened(path, tokenizer, cache_dir="")[7]
 
 
-def test_a_full_disk_is_a_sentence_and_leaves_nothing(path, tokenizer, monkeypatch):
+@pytest.mark.parametrize("structs", [False, True])
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(structs, path, tokenizer, monkeypatch):
+    if structs:  # as other programs write images: a column of several leaves
+        rows = [make_row(i) for i in range(ROWS)]
+        write(path, rows, 1000, **{name: pa.array([{"bytes": row[name], "path": None} for row in rows])
+                                   for name in ("visible_image", "infrared_image", "segmentation")})
     usage = shutil.disk_usage(path)._replace(free=1000)
     monkeypatch.setattr(row_cache.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(InputError, match=r"cache_dir: .*a\.parquet\.row_cache: .*GB are free.*merge_parquet") as caught:

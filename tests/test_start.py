@@ -8,7 +8,9 @@ from safetensors.torch import load_file
 
 from bert.tiny import write_tiny_bert
 from models import build_model
+from training.start import open_text_encoder
 from utils import checkpoint
+from utils.errors import InputError, UsageError
 from utils.flags import BERT
 
 STILL = ("--lr_seg", 0, "--lr_pf", 0, "--epochs", 1, "--eval_vis_dir", "")
@@ -40,7 +42,8 @@ def test_a_new_run_can_start_from_all_networks_of_a_checkpoint(trained, scenes, 
 
 
 def test_the_fuser_alone_can_start_from_a_checkpoint_whatever_its_lavt(trained, scenes, tmp_path):
-    flags = ("--train_fuser_only", "--swin_type", "base", "--init_from", trained / "last.pth")
+    flags = ("--train_fuser_only", "--swin_type", "base", "--window12", "--mha", "1-2-4-8", "--init_from",
+             trained / "last.pth")
     train(scenes, tmp_path, *STILL, *flags)
     start, end = (checkpoint.read(str(folder / "last.pth"))["prefusion_model"] for folder in (trained, tmp_path))
     assert torch.equal(start["net.outc.weight"], end["net.outc.weight"])
@@ -77,6 +80,30 @@ def test_a_checkpoint_without_bert_gives_the_other_networks(trained, scenes, tmp
     end = checkpoint.read(str(tmp_path / "out" / "last.pth"))
     start = load_file(scenes / "bert" / "model.safetensors")
     assert same_weights(end, content | {"bert_model": {key: start[key] for key in content["bert_model"]}})
+
+
+def test_without_the_weights_of_bert_its_folder_is_needed_though_the_configuration_is_carried(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where there is no folder bert/
+    with pytest.raises(UsageError, match="ck_bert: there is no folder"):
+        open_text_encoder(BERT, {"bert": {"config": {"num_hidden_layers": 1}, "vocabulary": []}}, "two.pth")
+
+
+def test_a_bert_far_larger_than_the_weights_of_the_checkpoint_is_refused_before_it_is_built(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text("{}")  # of bert-base-uncased
+    content = {"bert": {"config": {}, "vocabulary": []}, "bert_model": {"weight": torch.zeros(9, 9)}}
+    for folder in (str(tmp_path), BERT):
+        with pytest.raises(InputError, match=r"parameters; its weights, 324 bytes, are too few for that"):
+            open_text_encoder(folder, content, "last.pth")
+
+
+def test_an_absent_relative_position_index_is_no_reason_to_refuse_a_checkpoint(trained, scenes, tmp_path):
+    content = checkpoint.read(str(trained / "last.pth"))
+    content["model"] = {key: tensor for key, tensor in content["model"].items()
+                        if not key.endswith("relative_position_index")}
+    torch.save(content, tmp_path / "older.pth")
+    train(scenes, tmp_path / "out", *STILL, "--init_from", tmp_path / "older.pth")
+    assert same_weights(checkpoint.read(str(tmp_path / "out" / "last.pth")), content)
 
 
 @pytest.mark.parametrize(("flags", "words"), [

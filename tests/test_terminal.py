@@ -66,7 +66,7 @@ def test_escape_sequences_in_names_of_files_are_not_sent_to_the_terminal(scenes,
 
 def test_text_from_files_is_printed_on_one_line_and_cut():
     assert printable("a\x1b[31m\nb\t左\ud800") == "a\\x1b[31m\\nb\\t左\\ud800"
-    assert printable("x" * 10 ** 6) == "x" * 200 + "…"
+    assert printable("x" * 10 ** 6) == "x" * 200 + "…" and printable("x" * 200) == "x" * 200
     assert printable_value("a\n") == "'a\\n'" and "very large int" in printable_value(10 ** 5000)
     assert printable_value(reduce(lambda inner, _: [inner], range(10000), [])) == "a very large list"
 
@@ -98,6 +98,14 @@ def test_an_unknown_flag_is_printed_without_escape_sequences(capsys):
     with pytest.raises(SystemExit):
         ArgumentParser().parse_args(["--x\x1b[31m"])
     assert capsys.readouterr().err == "error: unrecognized arguments: --x\\x1b[31m; see --help\n"
+
+
+def test_what_follows_two_dashes_is_no_flag():
+    parser = ArgumentParser(elsewhere={"--lr": "use --lr_seg"})
+    parser.add_argument("--out-dir")
+    parser.add_argument("name")
+    for word in ("--lr", "--out_dir"):
+        assert parser.parse_args(["--", word]).name == word
 
 
 @pytest.mark.parametrize("number", ["x", "", "-1", "1.5", "٣", "9" * 5000])

@@ -54,6 +54,17 @@ def test_what_the_former_launcher_passes_is_accepted():
         assert not hasattr(build_parser().parse_args(flags), "local_rank")
 
 
+def test_a_window_of_ssim_may_be_as_large_as_the_images_and_larger_where_they_are_padded():
+    from train_with_lavt import build_parser, contradictions
+
+    def refused(*flags):
+        args = build_parser().parse_args(["--init_from_lavt_one", "", "--img_size", "65", *flags])
+        return [flag for flag, wrong, _ in contradictions(args) if wrong]
+
+    assert not refused("--ssim_window", "65") and not refused("--ssim_window", "67", "--ssim_edges", "zero")
+    assert refused("--ssim_window", "67") == ["ssim_window"]
+
+
 def test_the_log_has_every_term_rate_and_metric_of_every_epoch(trained):
     epochs = epochs_of(trained)
     assert [epoch["epoch"] for epoch in epochs] == [0, 1]
@@ -110,12 +121,18 @@ def test_it_trains_with_less_precision_and_less_memory(flags, trained, scenes, t
     assert second["skipped_steps"] == 0
 
 
-def test_it_trains_compiled(trained, scenes, tmp_path, monkeypatch):
-    """Without code generation, which takes a C++ compiler minutes: what is traced is what would be compiled."""
+def test_it_trains_compiled_from_one_graph(trained, scenes, tmp_path, monkeypatch):
+    """Without code generation, which takes a C++ compiler minutes: what is traced is what would be compiled.
+
+    One graph: nothing breaks it, and neither a later step nor the validation between two epochs compiles again.
+    """
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile",
                         lambda module: compile_module(module, backend="eager", fullgraph=True))
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
     train(scenes, tmp_path, "--torchcompile", "--eval_vis_dir", "")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert epochs_of(tmp_path)[1]["total"] == pytest.approx(epochs_of(trained)[1]["total"], rel=0.05)
 
 
@@ -258,6 +275,7 @@ def test_starting_anew_in_a_folder_keeps_the_earlier_run(scenes, tmp_path):
     (["--train_fuser_only", "--freeze_bert"], 2, "leave out --freeze_bert"),
     (["--train_fuser_only", "--lambda_prefusion", "0"], 2, "nothing for --train_fuser_only to learn from"),
     (["--train_fuser_only", "--w_focus", 1], 2, "--w_focus: leave it out; it needs the masks of the objects"),
+    (["--w_focus", 1, "--prefusion_model", "average"], 2, "--w_focus: --prefusion_model average has no parameters"),
     (["--w_focus", "-1"], 2, "--w_focus: must be a number of at least 0"),
     (["--train_fuser_only", "--detach_fused"], 2, "--detach_fused: leave it out; with --train_fuser_only there is no"),
     (["--detach_fused", "--lambda_prefusion", "0"], 2, "at --lambda_prefusion 0 the fuser has nothing else"),

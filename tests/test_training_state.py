@@ -3,6 +3,7 @@ import pytest
 import torch
 from conftest import train
 
+from training.state import changed_settings
 from utils import checkpoint
 
 
@@ -25,7 +26,8 @@ def test_a_changed_byte_in_the_tensors_is_found(trained, scenes, tmp_path):
     (("random", 0, "numpy"), ("MT19937", torch.full((624,), -1), 1, 0, 0.0)),
     (("random", 0, "numpy"), ("MT19937", torch.zeros(5), 1, 0, 0.0)),
     (("random", 0, "python"), (3, (1, 2), None)), (("scaler",), {}), (("scaler", "scale"), "large"),
-    (("scaler", "scale"), 10**400), (("progress", "best"), 10**400), (("progress", "sums"), {"total": 10**400}),
+    (("scaler", "scale"), -1.0), (("scaler", "scale"), 10**400),
+    (("progress", "best"), 10**400), (("progress", "sums"), {"total": 10**400}),
     (("optimizer",), {}), (("optimizer", "param_groups"), [{}]), (("optimizer", "state"), [1]),
     (("optimizer", "state", 3, "exp_avg"), torch.zeros(2, 2, 2)), (("optimizer", "state", 3), {"step": 1.0}),
     (("weights",), [1]), ((), "none")])
@@ -41,3 +43,9 @@ def test_a_training_state_of_another_form_is_refused(place, value, trained, scen
     assert result.returncode == 1
     assert result.stderr.startswith("error: --resume: ") and str(tmp_path / "last.pth") in result.stderr
     assert len(result.stderr.splitlines()) == 1 and "Traceback" not in result.stderr
+
+
+def test_a_training_set_of_another_length_is_a_change():
+    change, = changed_settings({"epochs": 2}, {"epochs": 2}, 16, 12)
+    assert change.startswith("the training set has 12 rows, it had 16")
+    assert not changed_settings({"epochs": 2}, {"epochs": 2}, 16, 16)

@@ -6,9 +6,9 @@ from dataclasses import replace
 from torch import nn
 
 from bert import Tokenizer, build_text_encoder
-from models.architecture import Architecture, parse_heads
+from models.architecture import Architecture, fusion_method, parse_heads
 from utils import checkpoint
-from utils.content import embedded_bert
+from utils.content import embedded_bert, size_of
 from utils.errors import InputError, naming
 from utils.flags import BERT
 
@@ -37,10 +37,11 @@ def open_text_encoder(folder: str, content: dict, path: str) -> nn.Module:
     Raises:
         UsageError, InputError: as `bert.build_text_encoder`.
     """
+    weight_bytes = size_of(content["bert_model"]) if isinstance(content.get("bert_model"), dict) else None
     if "bert_model" in content and _is_absent_default(folder) and (bert := embedded_bert(content, path)):
-        return build_text_encoder(config=bert["config"], source=path)
+        return build_text_encoder(config=bert["config"], source=path, weight_bytes=weight_bytes)
     with naming("ck_bert"):
-        return build_text_encoder(folder, pretrained="bert_model" not in content)
+        return build_text_encoder(folder, pretrained="bert_model" not in content, weight_bytes=weight_bytes)
 
 
 def _is_absent_default(folder: str) -> bool:
@@ -74,6 +75,17 @@ def load_pretrained(model: nn.Module, *, swin: str = "", lavt_one: str = "", lav
     if fuser:
         with naming("ck_prefusion"):
             checkpoint.load_fuser(model.fuser, fuser)
+
+
+def check_fusion_method(content: dict, method: str, path: str) -> None:
+    """Check that a checkpoint was trained with the fusion method of this run.
+
+    Raises:
+        InputError: it was not; the message names both.
+    """
+    if "prefusion_model" in content and (theirs := fusion_method(content)) != method:
+        raise InputError(f"{path} was trained with prefusion_model {theirs}, and this run has {method}; set "
+                         f"prefusion_model to {theirs}, or start from another checkpoint")
 
 
 def window_of(content: dict, architecture: Architecture) -> Architecture:
@@ -122,7 +134,7 @@ def _fits(network: nn.Module, tensors) -> bool:
 
 
 def _sizes(content: dict) -> Architecture:
-    return Architecture.from_weights(content["model"], content["prefusion_model"])
+    return Architecture.from_checkpoint(content)
 
 
 def _advice(content: dict, architecture: Architecture, with_lavt: bool) -> list[str]:
@@ -132,7 +144,7 @@ def _advice(content: dict, architecture: Architecture, with_lavt: bool) -> list[
         heads = parse_heads(str(checkpoint.stored_args(content).get("mha") or ""))
     except (AttributeError, LookupError, TypeError, ValueError):  # without LAVT, or of unknown sizes
         return []
-    names = ("swin_type", "prefusion_base_ch") if with_lavt else ("prefusion_base_ch",)
+    names = ["swin_type"] * with_lavt + ["prefusion_base_ch"] * (theirs.prefusion_model == "unet_fuser")
     advice = [f"set {name} to {getattr(theirs, name)}" for name in names
               if getattr(theirs, name) != getattr(architecture, name)]
     if not with_lavt:

@@ -248,6 +248,8 @@ def load_fuser(fuser: nn.Module, path: str) -> None:
     """
     content = read(path)
     tensors = content if content.get("prefusion_model") is None else content["prefusion_model"]
+    if not tensors:
+        raise InputError(f"{path} has no weights of a fuser: it was trained with a fusion method without parameters")
     load_strictly(fuser, tensors, f"the fuser in {path}")
     logger.info("%s → fuser: %d tensors loaded, 0 resized, 0 skipped", path, len(tensors))
 

@@ -9,20 +9,20 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @functools.cache
 @torch.inference_mode(False)
-def _statistics(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+def statistics(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """Mean and standard deviation, (2, 3, 1, 1); copied to a device only once, since the copy waits for the device."""
     return torch.tensor([IMAGENET_MEAN, IMAGENET_STD], dtype=dtype).view(2, 3, 1, 1).to(device)
 
 
 def standardise(image: torch.Tensor) -> torch.Tensor:
     """(..., 3, H, W) float in [0, 1] to (x − mean) / std with the ImageNet statistics."""
-    mean, std = _statistics(image.device, image.dtype)
+    mean, std = statistics(image.device, image.dtype)
     return (image - mean) / std
 
 
 def destandardise(image: torch.Tensor) -> torch.Tensor:
     """The inverse of `standardise`, clamped to [0, 1]."""
-    mean, std = _statistics(image.device, image.dtype)
+    mean, std = statistics(image.device, image.dtype)
     return (image * std + mean).clamp(0, 1)
 
 

@@ -48,6 +48,11 @@ def check_finite(content: dict, path: str) -> None:
                                  "training that diverged; take the checkpoint of an earlier epoch")
 
 
+def size_of(tensors: dict[str, Tensor]) -> int:
+    """Bytes of the tensors of a state dict."""
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
 def embedded_bert(content: dict, path: str) -> dict[str, Any] | None:
     """BERT's configuration and vocabulary that a checkpoint carries, as plain values.
 

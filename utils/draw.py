@@ -90,7 +90,7 @@ def panel_cell(size: tuple[int, int], count: int) -> tuple[int, int]:
     width, height = size
     columns = _columns(width, height, count)
     scale = min(1, (WIDEST_PANEL // columns - MARGIN) / width)
-    return max(1, int(width * scale)), max(1, int(height * scale))
+    return int(width * scale), max(1, int(height * scale))
 
 
 def panel(sentence: str, pictures: dict[str, np.ndarray]) -> np.ndarray:

@@ -156,7 +156,11 @@ def file_stem(name: str) -> str:
 
 
 def unique_names(stems: list[str], indices: list[int]) -> list[str]:
-    """The stems, with `_{index}` behind those that occur more than once; no two alike, even in letter case."""
+    """The stems, with `_{index}` behind those that occur more than once; no two alike, even in letter case.
+
+    Args:
+        indices: all different, so that names which end in them are too.
+    """
     occurrences = Counter(stem.casefold() for stem in stems)  # some file systems take A.jpg and a.jpg for the same
     used = {stem for stem, count in occurrences.items() if count == 1}
     names = []
@@ -165,6 +169,5 @@ def unique_names(stems: list[str], indices: list[int]) -> list[str]:
         if occurrences[stem.casefold()] > 1:
             while (name := f"{name}_{index}").casefold() in used:
                 pass
-            used.add(name.casefold())
         names.append(name)
     return names
