@@ -25,10 +25,11 @@ from gpu.plan import DEVICE, PARTS, Task, tasks
 from gpu.report import FAILED, LEFT_OUT, OK, Report
 
 from utils.errors import InputError, run
+from utils.files import set_aside
 from utils.flags import ArgumentParser, at_least, make_folder
 
 SCRIPT = os.path.abspath(__file__)
-SECONDS = 540
+OUT, SECONDS = "runs/bench_gpu", 540
 LAST_WORDS = 2000  # characters of a process's output that are looked at for a reason
 
 
@@ -36,8 +37,9 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), metavar="PART",
                         help=f"which of: {', '.join(PARTS)} (default: all)")
-    parser.add_argument("--out", default="runs/bench_gpu", metavar="DIR",
-                        help="folder for gpu.json, gpu.md, the trace and the processes' output (default: %(default)s)")
+    parser.add_argument("--out", metavar="DIR",
+                        help="folder for gpu.json, gpu.md, the trace and the processes' output "
+                             f"(default: {OUT}, with --tiny {OUT}_tiny)")
     parser.add_argument("--seconds", type=at_least(1, float), default=SECONDS,
                         help="for everything together (default: %(default)s)")
     parser.add_argument("-b", "--batch-size", type=at_least(1), help="of training (default: 16; with --tiny 2)")
@@ -59,7 +61,9 @@ def main() -> None:
         return
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
+    args.out = args.out or (f"{OUT}_tiny" if args.tiny else OUT)
     make_folder(args.out, "--out")
+    set_aside(args.out, r"gpu\.(json|md)|\w+\.txt|\w+\.json\.gz")
     settings = {"device": args.device, "tiny": args.tiny, "batch_size": args.batch_size or (2 if args.tiny else 16),
                 "seconds": args.seconds, "parts": " ".join(args.parts)}
     report = Report(args.out, settings)

@@ -60,7 +60,8 @@ def find_scenes(methods: dict[str, str], visible: str, infrared: str) -> list[Sc
         missing = [pair.name for pair, path in zip(pairs, found[name], strict=True) if path is None]
         if len(missing) == len(pairs):
             raise InputError(f"{printable(folder)}: none of its pictures has the name of one of the "
-                             f"{counted(len(pairs), 'pair')}, such as {printable(pairs[0].name)}, suffixes aside")
+                             f"{counted(len(pairs), 'pair')}, such as {printable(pairs[0].name)}, suffixes aside"
+                             + (f"; there is {printable(min(alone))}" if alone else ""))
         _report(f"{printable(name)} has no picture of %s of the {counted(len(pairs), 'pair')}, left out: %s", missing)
         _report(f"no pair of sources for %s of the pictures of {printable(name)}, left out: %s", alone)
     scenes = [Scene(pair, list(paths)) for pair, *paths in zip(pairs, *found.values(), strict=True) if all(paths)]

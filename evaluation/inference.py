@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bert import Tokenizer, check_vocabulary
 from models import Output, build_from_checkpoint
 from models.architecture import parse_heads
+from models.build import check_kind
 from models.ris_fusion import Encoded
 from models.tta import average, exchange, left_right_ids
 from utils import checkpoint
@@ -130,6 +131,7 @@ def open_checkpoint(path: str, device: torch.device, *, bert_tokenizer: str | No
         raise UsageError(f"must be a path, not a {type(path).__name__}", "path")
     path = str(path)
     content = checkpoint.read(path)
+    check_kind(content, path)
     stored = checkpoint.stored_args(content)
     img_size = _image_size(img_size, stored.get("img_size"))
     mha, heads = _heads(mha, stored.get("mha"))

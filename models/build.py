@@ -71,6 +71,18 @@ def _build_fuser(architecture: Architecture, text_dim: int) -> UNetFuser | Fusio
     return FusionRule(architecture.prefusion_model)
 
 
+def check_kind(content: dict, source: str) -> None:
+    """Check that a file holds the networks of RIS-FUSION, whatever their sizes; arguments as `build_from_checkpoint`.
+
+    Raises:
+        InputError: it does not.
+    """
+    absent = [key for key in ("model", "prefusion_model") if not isinstance(content.get(key), dict)]
+    if absent:
+        raise InputError(f"{source} is no RIS-FUSION checkpoint: it has no {absent[0]!r}, "
+                         f"but {', '.join(map(printable, list(content)[:5])) or 'nothing'}")
+
+
 def build_from_checkpoint(content: dict, source: str, ck_bert: str, pwam_heads: tuple[int, ...] = (1, 1, 1, 1),
                           bert_config: dict | None = None) -> RISFusion:
     """The model that a checkpoint holds, in evaluation mode.
@@ -88,10 +100,7 @@ def build_from_checkpoint(content: dict, source: str, ck_bert: str, pwam_heads: 
         InputError: not a checkpoint of this kind, or one that does not fit the BERT in `ck_bert`.
         UsageError: there is no folder `ck_bert`, or the heads do not divide the widths.
     """
-    absent = [key for key in ("model", "prefusion_model") if not isinstance(content.get(key), dict)]
-    if absent:
-        raise InputError(f"{source} is no RIS-FUSION checkpoint: it has no {absent[0]!r}, "
-                         f"but {', '.join(map(printable, list(content)[:5])) or 'nothing'}")
+    check_kind(content, source)
     try:
         architecture = Architecture.from_checkpoint(content)
         reads_text = (content["prefusion_model"]["net.txt.proj.weight"] if architecture.prefusion_model == "unet_fuser"

@@ -188,3 +188,10 @@ def test_steps_that_differ_are_wrong(gpu):
         with pytest.raises(wrong):
             right.compare_steps((terms, gradients), other)
     assert right.worst({"a": 0.1, "b": math.nan, "c": 0.2}) == "b" and right.worst({"a": 0.1, "c": 0.2}) == "c"
+
+
+def test_results_of_an_earlier_run_are_kept(bench, tmp_path):
+    bench("raises")
+    first = (tmp_path / "gpu.json").read_text()
+    bench("works")
+    assert (tmp_path / "earlier_run_1" / "gpu.json").read_text() == first != (tmp_path / "gpu.json").read_text()

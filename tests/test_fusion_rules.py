@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import arguments, epochs_of, in_process, train
-from parity import inputs
 
+from benchmarks.reference import inputs
 from models import build_model
 from predictor import Predictor
 from utils import checkpoint

@@ -6,10 +6,11 @@ import torch
 from conftest import arguments
 
 from benchmarks.reference import fill_, inputs
-from evaluation.inference import Inference
+from evaluation.inference import Inference, open_checkpoint
 from models import INPUTS, build_model
 from models.fast import prepare_for_inference
 from models.fast.winograd import WinogradConv
+from utils.errors import InputError
 
 CPU = torch.device("cpu")
 
@@ -84,3 +85,9 @@ def test_a_winograd_convolution_is_a_convolution(batch, height, width, bias):
         ours = WinogradConv(conv)(images)
         assert ours.shape == exact.shape and ours.dtype == torch.float32
         torch.testing.assert_close(ours.double(), exact, atol=1e-5 * float(exact.abs().max()), rtol=0)
+
+
+def test_a_file_of_another_kind_is_refused_before_its_bert_is_looked_for(tmp_path):
+    torch.save({"weight": torch.ones(2), "bias": torch.ones(2)}, tmp_path / "other.pth")
+    with pytest.raises(InputError, match="other.pth is no RIS-FUSION checkpoint: it has no 'model', but weight, bias"):
+        open_checkpoint(str(tmp_path / "other.pth"), CPU)

@@ -3,6 +3,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import warnings
 
 import pytest
 import torch
@@ -101,3 +102,10 @@ def test_an_error_in_the_data_is_not_taken_for_a_dead_process(tmp_path, tokenize
     dataset = MMRISDataset(write(tmp_path / "a.parquet", rows), tokenizer, 40)
     with pytest.raises(InputError, match=r"a\.parquet: row 1: visible_image"):
         list(evaluation_loader(dataset, 1, workers=1))
+
+
+def test_more_workers_than_cores_are_not_warned_of(dataset):
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        evaluation_loader(dataset, 4, workers=2 * os.cpu_count() + 1)
+    assert not warned
