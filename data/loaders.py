@@ -5,7 +5,6 @@ import multiprocessing
 import multiprocessing.connection
 import signal
 import threading
-import warnings
 from collections.abc import Iterator
 
 import torch
@@ -29,6 +28,9 @@ class BatchLoader(DataLoader):
     """
 
     _workers: frozenset = frozenset()
+
+    def check_worker_number_rationality(self) -> None:
+        """Do not warn of more workers than cores, as PyTorch does: where they wait for the disk, it is no mistake."""
 
     def __iter__(self) -> Iterator[dict]:
         before = set(multiprocessing.active_children())
@@ -99,8 +101,6 @@ def evaluation_loader(dataset: Dataset, batch_size: int, *, workers: int = 0, pi
 
 
 def _loader(dataset: Dataset, sampler, batch_size: int, workers: int, pin_memory: bool) -> DataLoader:
-    # More workers than cores are no mistake where they wait for the disk.
-    warnings.filterwarnings("ignore", message="This DataLoader will create")
     return BatchLoader(
         dataset, batch_size, sampler=sampler, num_workers=workers, persistent_workers=workers > 0, collate_fn=collate,
         pin_memory=pin_memory, worker_init_fn=leave_signals_to_the_parent,

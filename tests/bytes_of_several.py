@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import torch
+from conftest import arguments
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine import Progress, train_one_epoch
@@ -35,10 +36,7 @@ atexit.register(os.abort)  # a job that has succeeded must not fail in the teard
 device = select_device("cpu", distributed.local_rank())
 distributed.start(device, 1)
 torch.manual_seed(0)
-args = SimpleNamespace(
-    swin_type="micro", window12=False, mha="", fusion_drop=0.0, prefusion_base_ch=4, ck_bert=bert,
-    pretrained_swin_weights="", seg_loss="ce", lambda_prefusion=3.0, w_ssim_vis=0.5, w_ssim_ir=0.2, w_mse_vis=0.5,
-    w_mse_ir=2.0, w_sobel_vis=0.3, w_sobel_ir=1.0, w_grad=1.0)
+args = arguments(swin_type="micro", prefusion_base_ch=4, ck_bert=bert)
 model = build_model(args)
 wrapped = distributed.wrap(model, device)
 vis, ir = torch.randn(2, 2, 3, 64, 64)

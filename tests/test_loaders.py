@@ -107,5 +107,5 @@ def test_an_error_in_the_data_is_not_taken_for_a_dead_process(tmp_path, tokenize
 def test_more_workers_than_cores_are_not_warned_of(dataset):
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        evaluation_loader(dataset, 4, workers=2 * os.cpu_count() + 1)
+        list(evaluation_loader(dataset, 4, workers=2 * os.cpu_count() + 1))
     assert not warned
