@@ -2,7 +2,16 @@
 import argparse
 
 from utils.errors import run
-from utils.flags import ArgumentParser, Ignored, add_checkpoint_flags, at_least, require_existing, seed, thresholds
+from utils.flags import (
+    ArgumentParser,
+    Ignored,
+    add_checkpoint_flags,
+    add_fusion_size_flags,
+    at_least,
+    require_existing,
+    seed,
+    thresholds,
+)
 
 READ_OFF = "leave it out, the checkpoint's tensors show it"
 AUTHORS_FLAGS = {"--model": "leave it out, the segmenter is always LAVT",
@@ -42,6 +51,7 @@ def build_parser() -> ArgumentParser:
                         help="flip: average with the result for the mirrored images, the words left and right "
                              "exchanged")
     parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where accuracy permits")
+    add_fusion_size_flags(parser, "network")
     parser.add_argument("--torchcompile", action="store_true",
                         help="compile the model with torch.compile, for one batch size; the first batch takes minutes")
     parser.add_argument("--save", choices=["none", "masks", "all"], default="all",

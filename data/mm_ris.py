@@ -11,7 +11,7 @@ import torch
 from utils.errors import InputError
 
 from .columns import IMAGES, MASK, NULL, read_columns
-from .decode import decode_lumas, decode_pixels, read_mask
+from .decode import as_pictures, decode_lumas, decode_pixels, read_mask
 from .parquet_rows import ParquetRows, ReadLimits, RowError, find_parquet
 from .resize import Resizer
 from .row_cache import small_row_groups
@@ -42,6 +42,7 @@ class MMRISDataset(torch.utils.data.Dataset):
         mask (with `masks` and `originals`): (h, w) uint8 array of 0 and 1, at the segmentation's own size.
         size (with `originals`): (width, height) of the visible image as stored.
         lumas (with `lumas`): 8-bit luma of both images at that size, see `decode_lumas`.
+        pictures (with `pictures`): both images at that size, (h, w, 3) uint8 RGB.
     Visible image, infrared image and mask may differ in size: each is resized on its own.
 
     Attributes:
@@ -57,6 +58,7 @@ class MMRISDataset(torch.utils.data.Dataset):
         img_size: S, a positive int, pixels.
         originals: also give `mask` and `size`.
         lumas: also give `lumas`, on which the fusion metrics work.
+        pictures: also give `pictures`, for fusion at the visible image's size.
         masks: False leaves the column `segmentation` alone, which then need not exist.
         bad_rows: what becomes of a row that cannot be used (null, an image or mask that cannot be decoded, no words in
             the sentence): "stop" raises an InputError, "skip" gives a `BadRow`, which `collate` leaves out.
@@ -72,13 +74,13 @@ class MMRISDataset(torch.utils.data.Dataset):
 
     def __init__(self, path: str, tokenizer, img_size: int = 480, originals: bool = False, masks: bool = True,
                  lumas: bool = False, bad_rows: str = "stop", exact: bool = False, cache_dir: str | None = None,
-                 limits: ReadLimits | None = None):
+                 limits: ReadLimits | None = None, pictures: bool = False):
         if img_size < 1:
             raise ValueError(f"img_size must be a positive number of pixels, not {img_size}")
         if bad_rows not in ("stop", "skip"):
             raise ValueError(f"bad_rows must be stop or skip, not {bad_rows!r}")
         self.img_size, self.bad_rows = img_size, bad_rows
-        self.originals, self.masks, self.lumas = originals, masks, lumas
+        self.originals, self.masks, self.lumas, self.pictures = originals, masks, lumas, pictures
         files = find_parquet(path)
         columns = [*IMAGES, MASK] if masks else list(IMAGES)
         self.names, self.questions, self.indices, self._wordless = read_columns(path, files, columns)
@@ -143,6 +145,8 @@ class MMRISDataset(torch.utils.data.Dataset):
             sample |= {"mask": mask, "size": size} if self.masks else {"size": size}
         if self.lumas:
             sample["lumas"] = decode_lumas(*(cells[column] for column in IMAGES))
+        if self.pictures:
+            sample["pictures"] = as_pictures(vis, ir)
         return sample
 
     def _decode(self, cells: dict, column: str, row: int) -> np.ndarray:
@@ -229,8 +233,8 @@ def collate(samples: list[dict | BadRow]) -> dict:
     """Samples of `MMRISDataset` as one batch, without rows that could not be used.
 
     Returns:
-        What a sample holds: tensors stacked, `row` (B,) int64, `mask`, `size` and `lumas` still lists; and `bad`, a
-        list of sentences on the rows left out. If none is left, `row`, of length 0, and `bad` alone.
+        What a sample holds: tensors stacked, `row` (B,) int64, `mask`, `size`, `lumas` and `pictures` still lists; and
+        `bad`, a list of sentences on the rows left out. If none is left, `row`, of length 0, and `bad` alone.
     """
     good = [sample for sample in samples if not isinstance(sample, BadRow)]
     bad = [sample.message for sample in samples if isinstance(sample, BadRow)]
