@@ -95,7 +95,7 @@ def fuse_size(text: str) -> str | int:
     try:
         return text if text in ("native", "network") else at_least(BLOCK, most=LARGEST_SIDE)(text)
     except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"must be native, network or a number of pixels; a number {error}") from error
+        raise argparse.ArgumentTypeError(str(error).replace("must be", "must be native, network or", 1)) from error
 
 
 def tile_side(text: str) -> int:
