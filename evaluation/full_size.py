@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from models.ris_fusion import Encoded
+from models.ris_fusion import Encoded, Words
 from utils.color import standardise
 from utils.draw import resize, to_image
 from utils.errors import UsageError
@@ -20,7 +20,7 @@ from utils.progress import progress_bar
 from utils.sizes import BLOCK, LARGEST_SIDE, SMALLEST_TILE, TILE
 from utils.text import printable_value
 
-from .inference import Inference
+from .inference import Inference, fast
 
 REACH = 48  # pixels, a multiple of 8; 46 are needed
 
@@ -98,14 +98,21 @@ class FullSizeFuser:
         words = self.model.words_for_fuser(input_ids.to(self.device), attention_mask.to(self.device))
         fused = np.empty((height, width, 3), np.uint8)
         parts = tiles(height, width, self.tile)
+        if len(parts) > 1 and fast is not None:
+            fast.trim_freed_memory(self.device)  # of the other networks
         for rows, columns in progress_bar(parts, desc="fuse", unit="tile", leave=False,
                                           disable=not self.show_progress or len(parts) == 1):
-            features = self._features(pair, rows, columns) if pair.features is None else pair.features
-            kept = self.model.fuse(features, words)[0, :, _kept(rows, height), _kept(columns, width)]
-            if not kept.isfinite().all():
-                raise ValueError("the fused image of this pair and sentence is not finite (NaN or infinity)")
-            fused[rows.first:rows.last, columns.first:columns.last] = to_image(kept)
+            fused[rows.first:rows.last, columns.first:columns.last] = self._fuse_tile(pair, words, rows, columns)
         return fused
+
+    def _fuse_tile(self, pair: SizedPair, words: tuple[Words, ...], rows: Span, columns: Span) -> np.ndarray:
+        """What is kept of a tile, (h, w, 3) uint8; all tensors of the tile are freed before the next one."""
+        height, width = pair.visible.shape[:2]
+        features = self._features(pair, rows, columns) if pair.features is None else pair.features
+        kept = self.model.fuse(features, words)[0, :, _kept(rows, height), _kept(columns, width)]
+        if not kept.isfinite().all():
+            raise ValueError("the fused image of this pair and sentence is not finite (NaN or infinity)")
+        return to_image(kept)
 
     def _features(self, pair: SizedPair, rows: Span, columns: Span) -> tuple[Encoded, ...]:
         """The encoded pair of a tile."""

@@ -157,6 +157,7 @@ def open_checkpoint(path: str, device: torch.device, *, bert_tokenizer: str | No
             tokenizer = Tokenizer(folders.bert_tokenizer)
     model = build_from_checkpoint(content, path, folders.ck_bert, heads,
                                   bert["config"] if folders.ck_bert is None else None)
+    del content, bert  # as large as the model, and not needed while that is prepared
     with naming("bert_tokenizer"):
         check_vocabulary(tokenizer, model.text_encoder)
     if stored.get("fuser_text") == "none":
