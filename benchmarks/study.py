@@ -202,8 +202,6 @@ def run_trials(trials: list[Trial], args: argparse.Namespace, commands: Commands
                 bar.n = sum(parts if os.path.exists(trial.finished) else min(trial.epochs_done(), args.epochs)
                             for trial in todo)
                 bar.update(0)
-                if any(future.done() and future.exception() for future in futures):
-                    break
         except KeyboardInterrupt:
             say("stopping; the same command goes on from here")
             raise
@@ -215,7 +213,15 @@ def run_trials(trials: list[Trial], args: argparse.Namespace, commands: Commands
 
 
 def run_trial(trial: Trial, args: argparse.Namespace, commands: Commands) -> None:
-    """Train, from where an earlier run was stopped, and evaluate."""
+    """Train, from where an earlier run was stopped, and evaluate; if that fails, stop the others."""
+    try:
+        train_and_test(trial, args, commands)
+    except BaseException:
+        commands.stop()
+        raise
+
+
+def train_and_test(trial: Trial, args: argparse.Namespace, commands: Commands) -> None:
     os.makedirs(trial.folder, exist_ok=True)
     data, started = os.path.join(args.out, "data"), time.time()
     if trial.epochs_done() < args.epochs:
