@@ -32,7 +32,11 @@ def method(tiny_bert, name: str, **options) -> Inference:
     """A model with a narrow fuser whose weights are random, or with another fusion method."""
     torch.manual_seed(0)
     flags = arguments(swin_type="micro", prefusion_base_ch=4, ck_bert=tiny_bert, prefusion_model=name)
-    return Inference(build_model(flags).eval(), **options)
+    model = build_model(flags).eval()
+    for layer in model.fuser.modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.ConvTranspose2d):  # so that all levels show in the result
+            torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    return Inference(model, **options)
 
 
 @pytest.fixture(scope="module")
