@@ -9,10 +9,12 @@ import numpy as np
 import torch
 
 from utils.errors import InputError
+from utils.text import printable
 
-from .columns import IMAGES, MASK, NULL, read_columns
-from .decode import decode_lumas, decode_pixels, read_mask
+from .columns import FUSED, IMAGES, MASK, NULL, read_columns
+from .decode import decode_luma, decode_lumas, decode_pixels, read_mask
 from .parquet_rows import ParquetRows, ReadLimits, RowError, find_parquet
+from .pictures import read_bytes
 from .resize import Resizer
 from .row_cache import small_row_groups
 
@@ -42,7 +44,10 @@ class MMRISDataset(torch.utils.data.Dataset):
         mask (with `masks` and `originals`): (h, w) uint8 array of 0 and 1, at the segmentation's own size.
         size (with `originals`): (width, height) of the visible image as stored.
         lumas (with `lumas`): 8-bit luma of both images at that size, see `decode_lumas`.
-    Visible image, infrared image and mask may differ in size: each is resized on its own.
+        given (with `fused` or `fused_files`): (3, S, S) float32, the fused image, standardised as the other two.
+        fused_luma (likewise, with `lumas`): (h, w) uint8, its luma at that size.
+    The images and the mask may differ in size: each is resized on its own. With `lumas`, a row whose fused image has
+    another size than its visible image cannot be used.
 
     Attributes:
         questions, names: the sentence and the image name of each row, as sequences of str.
@@ -50,6 +55,8 @@ class MMRISDataset(torch.utils.data.Dataset):
             apart.
         input_ids, attention_mask: (rows, 20) int32 and uint8, the tokens of `questions`.
         cut: number of sentences with more than 20 tokens, of which only the first 20 are used.
+        fused_files: None, or a list with the path of each row's fused image, whatever the column `fused_image` holds;
+            a row for which it is None cannot be used. To be set before rows are read.
 
     Args:
         path: a parquet file, or a folder of them whose rows follow one another in the order of the file names.
@@ -57,6 +64,7 @@ class MMRISDataset(torch.utils.data.Dataset):
         img_size: S, a positive int, pixels.
         originals: also give `mask` and `size`.
         lumas: also give `lumas`, on which the fusion metrics work.
+        fused: also give `given`, from the column `fused_image`, which otherwise need not exist.
         masks: False leaves the column `segmentation` alone, which then need not exist.
         bad_rows: what becomes of a row that cannot be used (null, an image or mask that cannot be decoded, no words in
             the sentence): "stop" raises an InputError, "skip" gives a `BadRow`, which `collate` leaves out.
@@ -72,15 +80,16 @@ class MMRISDataset(torch.utils.data.Dataset):
 
     def __init__(self, path: str, tokenizer, img_size: int = 480, originals: bool = False, masks: bool = True,
                  lumas: bool = False, bad_rows: str = "stop", exact: bool = False, cache_dir: str | None = None,
-                 limits: ReadLimits | None = None):
+                 limits: ReadLimits | None = None, fused: bool = False):
         if img_size < 1:
             raise ValueError(f"img_size must be a positive number of pixels, not {img_size}")
         if bad_rows not in ("stop", "skip"):
             raise ValueError(f"bad_rows must be stop or skip, not {bad_rows!r}")
         self.img_size, self.bad_rows = img_size, bad_rows
-        self.originals, self.masks, self.lumas = originals, masks, lumas
+        self.originals, self.masks, self.lumas, self.fused = originals, masks, lumas, fused
+        self.fused_files: list[str | None] | None = None
         files = find_parquet(path)
-        columns = [*IMAGES, MASK] if masks else list(IMAGES)
+        columns = [*IMAGES, *[FUSED] * fused, *[MASK] * masks]
         self.names, self.questions, self.indices, self._wordless = read_columns(path, files, columns)
         if self._wordless and bad_rows == "stop":
             raise InputError(self._wordless[min(self._wordless)])
@@ -110,6 +119,8 @@ class MMRISDataset(torch.utils.data.Dataset):
         count, side = len(rows), self.img_size
         tensors = {"vis": self._allocate((count, 3, side, side), torch.float32),
                    "ir": self._allocate((count, 3, side, side), torch.float32)}
+        if self.fused or self.fused_files is not None:
+            tensors["given"] = self._allocate((count, 3, side, side), torch.float32)
         if self.masks:
             tensors["target"] = self._allocate((count, side, side), torch.int64)
         samples, good = Samples(), 0
@@ -143,7 +154,32 @@ class MMRISDataset(torch.utils.data.Dataset):
             sample |= {"mask": mask, "size": size} if self.masks else {"size": size}
         if self.lumas:
             sample["lumas"] = decode_lumas(*(cells[column] for column in IMAGES))
+        if "given" in sample:
+            self._add_fused(sample, cells, row)
         return sample
+
+    def _add_fused(self, sample: dict, cells: dict, row: int) -> None:
+        if self.fused_files is not None:
+            cells = {FUSED: self._read_fused_file(row)}
+        pixels = self._decode(cells, FUSED, row)
+        self._resizer.image(pixels, sample["given"])
+        if self.lumas:
+            (height, width), (of_height, of_width) = pixels.shape[:2], sample["lumas"][0].shape
+            if (height, width) != (of_height, of_width):
+                raise RowError(f"{self._name_cell(row, FUSED)} is of {width}×{height} px, but the visible image of "
+                               f"{of_width}×{of_height} px; the fusion metrics compare pixel by pixel, so make them "
+                               "alike or leave these metrics out")
+            sample["fused_luma"] = decode_luma(cells[FUSED])
+
+    def _read_fused_file(self, row: int) -> bytes:
+        path = self.fused_files[row] if self.fused_files else None
+        if path is None:
+            file, number = self._rows.locate(row)
+            raise RowError(f"{file}: row {number}: there is no fused picture of it")
+        try:
+            return read_bytes(path)
+        except ValueError as error:
+            raise RowError(f"{printable(path)}: {error}") from error
 
     def _decode(self, cells: dict, column: str, row: int) -> np.ndarray:
         if cells[column] is None:
@@ -182,6 +218,8 @@ class MMRISDataset(torch.utils.data.Dataset):
         return torch.empty(0, dtype=dtype).set_(storage).view(shape)
 
     def _name_cell(self, row: int, column: str) -> str:
+        if column == FUSED and self.fused_files is not None:
+            return printable(self.fused_files[row] or "")
         file, number = self._rows.locate(row)
         return f"{file}: row {number}: {column}"
 
@@ -229,8 +267,8 @@ def collate(samples: list[dict | BadRow]) -> dict:
     """Samples of `MMRISDataset` as one batch, without rows that could not be used.
 
     Returns:
-        What a sample holds: tensors stacked, `row` (B,) int64, `mask`, `size` and `lumas` still lists; and `bad`, a
-        list of sentences on the rows left out. If none is left, `row`, of length 0, and `bad` alone.
+        What a sample holds: tensors stacked, `row` (B,) int64, `mask`, `size`, `lumas` and `fused_luma` still lists;
+        and `bad`, a list of sentences on the rows left out. If none is left, `row`, of length 0, and `bad` alone.
     """
     good = [sample for sample in samples if not isinstance(sample, BadRow)]
     bad = [sample.message for sample in samples if isinstance(sample, BadRow)]
