@@ -2,8 +2,6 @@
 import contextlib
 import logging
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,6 +9,7 @@ import torch
 from utils.errors import InputError
 from utils.text import printable
 
+from .batches import BadRow, Samples
 from .columns import FUSED, IMAGES, MASK, NULL, read_columns
 from .decode import decode_luma, decode_lumas, decode_pixels, read_mask
 from .parquet_rows import ParquetRows, ReadLimits, RowError, find_parquet
@@ -23,14 +22,6 @@ KEPT_IMAGE = 2**23  # bytes of a decoded image up to which its memory is used ag
 MASK_NOTE, NO_SHARED_MEMORY = 0, 1  # what all processes together report once
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class BadRow:
-    """In place of a sample, with `bad_rows="skip"`: the row, counted over all files, and a sentence on its fault."""
-
-    row: int
-    message: str
 
 
 class MMRISDataset(torch.utils.data.Dataset):
@@ -67,7 +58,7 @@ class MMRISDataset(torch.utils.data.Dataset):
         fused: also give `given`, from the column `fused_image`, which otherwise need not exist.
         masks: False leaves the column `segmentation` alone, which then need not exist.
         bad_rows: what becomes of a row that cannot be used (null, an image or mask that cannot be decoded, no words in
-            the sentence): "stop" raises an InputError, "skip" gives a `BadRow`, which `collate` leaves out.
+            the sentence): "stop" raises an InputError, "skip" gives a `BadRow`, which `batches.collate` leaves out.
         exact: resize images exactly as Pillow does, for evaluation. False is faster for images of which one side is
             `img_size` already, and then within 1/255 of Pillow's pixels.
         cache_dir: folder for copies of files with large row groups, from which rows are read fast in any order (see
@@ -255,56 +246,6 @@ class MMRISDataset(torch.utils.data.Dataset):
         self.questions = self.questions.take(order)
         self.input_ids = self.input_ids[order]
         self.attention_mask = self.attention_mask[order]
-
-
-class Samples(list):
-    """Samples and `BadRow`s; `tensors` holds the images and targets of all samples, stacked."""
-
-    tensors: dict[str, torch.Tensor]
-
-
-def collate(samples: list[dict | BadRow]) -> dict:
-    """Samples of `MMRISDataset` as one batch, without rows that could not be used.
-
-    Returns:
-        What a sample holds: tensors stacked, `row` (B,) int64, `mask`, `size`, `lumas` and `fused_luma` still lists;
-        and `bad`, a list of sentences on the rows left out. If none is left, `row`, of length 0, and `bad` alone.
-    """
-    good = [sample for sample in samples if not isinstance(sample, BadRow)]
-    bad = [sample.message for sample in samples if isinstance(sample, BadRow)]
-    batch = {"row": torch.tensor([sample["row"] for sample in good], dtype=torch.int64), "bad": bad}
-    ready = samples.tensors if isinstance(samples, Samples) else {}
-    for key in good[0] if good else ():
-        if key != "row":
-            values = [sample[key] for sample in good]
-            is_tensor = isinstance(values[0], torch.Tensor)
-            batch[key] = ready[key] if key in ready else torch.stack(values) if is_tensor else values
-    return batch if torch.utils.data.get_worker_info() is None else _sendable(batch, ready.values())
-
-
-def _sendable(batch: dict, images: Iterable[torch.Tensor]) -> dict:
-    """A worker process's batch with all tensors in shared memory, or, where that is full, with all that need none.
-
-    PyTorch moves a tensor to shared memory while it sends it, in a thread whose errors nobody sees.
-    """
-    tensors = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
-    enough = all(image.is_shared() for image in images)
-    try:
-        for tensor in tensors.values() if enough else ():
-            tensor.share_memory_()
-    except RuntimeError:
-        enough = False
-    return batch if enough else batch | {key: _SentByPipe(tensor) for key, tensor in tensors.items()}
-
-
-class _SentByPipe:
-    """Pickles a tensor by its content; what arrives is a tensor."""
-
-    def __init__(self, tensor: torch.Tensor):
-        self.tensor = tensor
-
-    def __reduce__(self):
-        return torch.from_numpy, (self.tensor.numpy(),)
 
 
 def _shared_flags() -> torch.Tensor:
