@@ -69,5 +69,5 @@ def _write(source: str, file: pq.ParquetFile, paths: list[str], rows: list[str],
             first += len(batch)
             bar.update(len(batch))
             if not mistakes.count:  # otherwise nothing will be written; look for further mistakes
-                writer.write_table(batch.append_column(wide.field(FUSED), pa.array([contents], pa.binary())))
+                writer.write_table(batch.append_column(wide.field(FUSED), pa.array(contents, pa.binary())))
         mistakes.stop_if_any()

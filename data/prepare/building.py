@@ -87,8 +87,7 @@ def build(table: str, folders: tuple[str, str, str], outs: list[str], shares: li
     check_outputs(outs, [table])
     items, notes = find_files(table, folders)
     if fused is not None:
-        with naming("fused"):
-            items = with_fused(items, fused)
+        items = with_fused(items, fused)
     read = {path for item in items for path in (item.visible, item.infrared, item.mask, item.fused) if path}
     check_outputs(outs, [table, *read])
     parts = [0] * len(items)
@@ -131,7 +130,9 @@ def find_files(table: str, folders: tuple[str, str, str]) -> tuple[list[Item], l
 
 def with_fused(items: list[Item], folder: str) -> list[Item]:
     """The items with their fused pictures; the number of an item is its `index`."""
-    paths, mistakes = match_rows(folder, [item.name for item in items], range(len(items))).paths, Mistakes()
+    with naming("fused"):
+        paths = match_rows(folder, [item.name for item in items], range(len(items))).paths
+    mistakes = Mistakes()
     for item, path in zip(items, paths, strict=True):
         if path is None:
             mistakes.add(item.entry.where, f"{printable(folder)} has no picture of {printable(item.name)}")
