@@ -6,17 +6,21 @@ import shutil
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import epochs_of, in_process, train
+import torch
+from conftest import arguments, epochs_of, in_process, train
 from evaluations import evaluate, read_metrics, read_samples
 from PIL import Image
 from rows import encode, make_row, tiny_tokenizer, write
 
+from benchmarks.reference import inputs
 from data import MMRISDataset, add_fused, check_parquet, merge_parquet, row_cache
 from data.columns import FUSED
 from data.decode import decode_lumas
 from data.fused_pictures import match_rows
 from data.parquet_rows import ReadLimits
 from evaluation.fusion_metrics import baselines
+from evaluation.inference import Inference
+from models import build_model, inputs_of
 from predictor import Predictor
 from utils import checkpoint
 from utils.errors import InputError, UsageError
@@ -168,6 +172,17 @@ def test_a_resumed_or_later_run_reads_the_given_images_again(given, scenes, tmp_
     assert "mIoU" in result.stdout
     result = train(scenes, tmp_path / "other", "--resume", given / "run" / "last.pth", ok=False)
     assert "was trained with prefusion_model given, and this run has unet_fuser" in result.stderr
+
+
+def test_the_fused_image_of_a_pair_is_the_given_one_also_where_mirrored_images_are_averaged(tiny_bert):
+    model = build_model(arguments(swin_type="micro", ck_bert=tiny_bert, prefusion_model="given")).eval()
+    batch = inputs(48, 64, vocab=20)
+    batch["given"] = batch["ir"].flip(2)
+    with torch.no_grad():
+        for flip in (False, True):
+            assert torch.allclose(Inference(model, flip)(*inputs_of(batch)).fused, batch["given"], atol=1e-6)
+        with pytest.raises(ValueError, match="a fused image must be given with each pair"):
+            model(*inputs_of(inputs(48, 64, vocab=20)))
 
 
 def matches(folder, names, indices, *files):
