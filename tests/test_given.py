@@ -81,8 +81,8 @@ def test_evaluation_measures_given_images_as_they_are(given, tmp_path):
     # The same pictures from the folder, of a file without the column: the same figures.
     table = pq.read_table(given / "mm_ris_test.parquet").drop_columns([FUSED])
     pq.write_table(table, tmp_path / "plain.parquet")
-    evaluate(given / "run", tmp_path / "plain.parquet", tmp_path / "folder", "--fusion_metrics", "--tta", "flip",
-             "--fused_images", given / "test")
+    evaluate(given / "run", tmp_path / "plain.parquet", tmp_path / "folder", "--fusion_metrics", "--text_ablation",
+             "--tta", "flip", "--fused_images", given / "test")
     assert (tmp_path / "folder" / "per_sample.csv").read_text() == (tmp_path / "column" / "per_sample.csv").read_text()
 
 
