@@ -93,7 +93,8 @@ def main() -> None:
     device = select_device(args.device)
     given = {name: getattr(args, name, None) for name in ("bert_tokenizer", "ck_bert", "img_size", "mha")}
     with naming("ckpt"):
-        opened = open_checkpoint(args.ckpt, device, flip=args.tta == "flip", amp=args.amp, keep_memory=True, **given)
+        opened = open_checkpoint(args.ckpt, device, flip=args.tta == "flip", amp=args.amp, keep_memory=True,
+                                 must_fuse=True, **given)
     predictor = Predictor(opened.model, opened.tokenizer, opened.img_size, device)
 
     names = result_names([files.name for files in pairs], args.text)

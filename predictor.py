@@ -88,7 +88,7 @@ class Predictor:
         try:
             chosen = select_device(str(device))
             opened = open_checkpoint(file, chosen, bert_tokenizer=vocabulary, ck_bert=bert, img_size=img_size,
-                                     mha=mha, flip=flip, amp=amp)
+                                     mha=mha, flip=flip, amp=amp, must_fuse=True)
         except InputError as error:
             raise ValueError(str(error)) from error
         return cls(opened.model, opened.tokenizer, opened.img_size, chosen)
