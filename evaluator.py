@@ -17,16 +17,17 @@ from data import MMRISDataset, collate, evaluation_loader
 from data.fused_pictures import match_rows
 from engine import evaluate
 from evaluation import ablation, bootstrap, fusion_metrics, report
+from evaluation.full_size import FullSizeFuser
 from evaluation.inference import OpenCheckpoint, open_checkpoint
 from evaluation.metrics import metrics_table, no_target_metrics, sample_iou, usable_rows
 from evaluation.ratios import generalised_scores, segmentation_ratios, share
-from evaluation.results import ResultWriter, reserve, write_json, write_samples
+from evaluation.results import FOLDERS, ResultWriter, reserve, write_json, write_samples
 from evaluation.sample_notes import SampleNotes
 from models import inputs_of
 from utils import distributed
 from utils.device import select_device
-from utils.draw import SampleSheet, sample_pictures
-from utils.errors import InputError, naming
+from utils.draw import SampleSheet, sample_pictures, to_image
+from utils.errors import InputError, UsageError, naming
 from utils.files import set_aside
 from utils.flags import make_folder
 from utils.text import counted, printable
@@ -37,7 +38,8 @@ MOST_INDICES = 20  # in a printed line
 LONGEST_PATH = 4096  # characters
 RESULTS = r"fusion|Binary|Overlay|GT|contact_sheet\.png|metrics\.json|per_sample\.csv|report\.html"
 # Settings on which the figures depend, unlike --out_dir, -b and the like.
-SETTINGS = ("ckpt", "test_parquet", "img_size", "mha", "shuffle_text", "tta", "amp", "limit", "bad_rows", "seed")
+SETTINGS = ("ckpt", "test_parquet", "img_size", "mha", "shuffle_text", "tta", "amp", "fuse_size", "limit", "bad_rows",
+            "seed")
 
 
 def run_job(args: Namespace) -> None:
@@ -58,6 +60,8 @@ def test(args: Namespace, device: torch.device) -> None:
         InputError: a file could not be written. The others are written and the figures printed before.
     """
     opened = open_model(args, device)
+    if args.fuse_size != "network" and opened.fusion_method == "given":
+        raise UsageError("the checkpoint fuses nothing (--prefusion_model given), so leave it out", "fuse_size")
     make_folder(args.out_dir, "--out_dir")
     dataset = open_data_set(args, opened)
     rows = Subset(dataset, range(min(args.limit or len(dataset), len(dataset))))
@@ -76,7 +80,13 @@ def test(args: Namespace, device: torch.device) -> None:
     writer = ResultWriter(args.out_dir, dataset.names, dataset.indices, args.save)
     collectors = [collector for collector in (notes, sheet, meter, text, writer) if collector is not None]
 
+    fuser = None
+    if fuses_at_size(args):
+        fuser = FullSizeFuser(opened.model, device, args.fuse_size, args.tile)
+
     def on_batch(batch, output):
+        if fuser is not None:
+            batch["fused"] = fused_pictures(fuser, batch, output, notes)
         for collector in collectors:
             collector.add(batch, output)
 
@@ -149,7 +159,8 @@ def open_data_set(args: Namespace, opened: OpenCheckpoint) -> MMRISDataset:
     """The rows to evaluate, those of `--limit` and more; with `--shuffle_text` with swapped sentences."""
     dataset = MMRISDataset(args.test_parquet, opened.tokenizer, opened.img_size, originals=True,
                            lumas=args.fusion_metrics, bad_rows=args.bad_rows, exact=True,
-                           fused=opened.fusion_method == "given" and not args.fused_images)
+                           fused=opened.fusion_method == "given" and not args.fused_images,
+                           pictures=fuses_at_size(args))
     if args.fused_images:
         with naming("fused_images"):
             dataset.fused_files = find_fused(args, dataset)
@@ -171,6 +182,27 @@ def find_fused(args: Namespace, dataset: MMRISDataset) -> list[str | None]:
         raise InputError(f"{printable(args.fused_images)} has no picture of {len(missing)} of "
                          f"{counted(len(rows), 'row')}: {listed}")
     return paths
+
+
+def fuses_at_size(args: Namespace) -> bool:
+    """Whether fused pictures of another size than the networks' are needed."""
+    return args.fuse_size != "network" and (args.fusion_metrics or "fusion" in FOLDERS[args.save])
+
+
+def fused_pictures(fuser: FullSizeFuser, batch: dict, output, notes: SampleNotes) -> list[np.ndarray]:
+    """The fused image of each sample of a batch, loaded with its `pictures`, as (h, w, 3) uint8.
+
+    Where it is not finite, that of the model's output stands in, and the row is noted.
+    """
+    pictures = []
+    for i, row in enumerate(batch["row"].tolist()):
+        try:
+            pair = fuser.encode(*batch["pictures"][i])
+            pictures.append(fuser.fuse(pair, batch["input_ids"][i:i + 1], batch["attention_mask"][i:i + 1]))
+        except ValueError:
+            notes.not_finite.add(row)
+            pictures.append(to_image(output.fused[i]))
+    return pictures
 
 
 def swapped(dataset: MMRISDataset, seed: int) -> MMRISDataset:

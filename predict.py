@@ -11,6 +11,7 @@ from utils.flags import (
     PICTURE_KINDS,
     ArgumentParser,
     add_checkpoint_flags,
+    add_fusion_size_flags,
     at_least,
     make_folder,
     picture_kinds,
@@ -42,6 +43,7 @@ def build_parser() -> ArgumentParser:
                         help="flip: average with the result for the mirrored images, the words left and right "
                              "exchanged")
     parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where accuracy permits")
+    add_fusion_size_flags(parser, "native")
     parser.add_argument("--save", type=picture_kinds, default=",".join(PICTURE_KINDS), metavar="KINDS",
                         help="pictures to write, separated by commas")
     parser.add_argument("--format", choices=("png", "jpg"), default="png",
@@ -95,7 +97,8 @@ def main() -> None:
     with naming("ckpt"):
         opened = open_checkpoint(args.ckpt, device, flip=args.tta == "flip", amp=args.amp, keep_memory=True,
                                  must_fuse=True, **given)
-    predictor = Predictor(opened.model, opened.tokenizer, opened.img_size, device)
+    predictor = Predictor(opened.model, opened.tokenizer, opened.img_size, device, fuse_size=args.fuse_size,
+                          tile=args.tile, show_progress=True)
 
     names = result_names([files.name for files in pairs], args.text)
     earlier = f"({'|'.join(re.escape(name) for row in names for name in row)})-({'|'.join(PICTURE_KINDS)})\\.(png|jpg)"

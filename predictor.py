@@ -14,12 +14,14 @@ from PIL import Image
 
 from bert import Tokenizer
 from data.pictures import oddities_of_pair, to_picture
+from evaluation.full_size import FullSizeFuser, SizedPair, check_settings
 from evaluation.inference import Inference, open_checkpoint
 from models.ris_fusion import Encoded
 from utils.color import standardise
 from utils.device import select_device
 from utils.draw import resize, to_image
 from utils.errors import InputError
+from utils.sizes import TILE
 from utils.text import first_line, printable, printable_value
 
 logger = logging.getLogger(__name__)
@@ -30,7 +32,7 @@ AnyImage = Image.Image | np.ndarray
 class Prediction(NamedTuple):
     """What a sentence gives for a pair of images of height h and width w, the visible image's size."""
 
-    fused: np.ndarray        # (h, w, 3) uint8 RGB
+    fused: np.ndarray        # (h, w, 3) uint8 RGB, computed at `fuse_size`
     mask: np.ndarray         # (h, w) bool, True on the object: where the probability is above 0.5
     probability: np.ndarray  # (h, w) float32 in [0, 1], of belonging to the object
 
@@ -40,7 +42,8 @@ class Pair(NamedTuple):
 
     visible: np.ndarray   # (h, w, 3) uint8 RGB
     infrared: np.ndarray  # likewise, resampled to the visible image's size
-    features: tuple[Encoded, ...]  # of the pair, and with `flip` of its mirror image
+    features: tuple[Encoded, ...]  # of the pair at img_size, and with `flip` of its mirror image
+    sized: SizedPair | None  # at `fuse_size`, if that is not img_size; features only of what is fused whole
 
 
 class Predictor:
@@ -49,22 +52,26 @@ class Predictor:
     Args:
         model: an `evaluation.inference.Inference`, on the device where it is to compute.
         tokenizer: of the model's vocabulary.
-        img_size: the networks see both images at this size, square, in pixels; above 32.
+        img_size: the segmenter sees the fused image at this size, square, in pixels; above 32.
         device: of the model.
+        fuse_size, tile: as of `from_checkpoint`.
+        show_progress: show a bar on standard output where a picture is fused in tiles.
     """
 
-    def __init__(self, model: Inference, tokenizer: Tokenizer, img_size: int, device: torch.device):
+    def __init__(self, model: Inference, tokenizer: Tokenizer, img_size: int, device: torch.device, *,
+                 fuse_size: str | int = "native", tile: int = TILE, show_progress: bool = False):
         self.model = model
         self.tokenizer = tokenizer
         self.img_size = img_size
         self.device = device
+        self.fuser = None if fuse_size == "network" else FullSizeFuser(model, device, fuse_size, tile, show_progress)
         _, self._unknown, self._end = tokenizer(["[UNK]"])[0][0, :3].tolist()
 
     @classmethod
     def from_checkpoint(cls, path: str | os.PathLike, device: str | torch.device = "auto", *,
                         bert_tokenizer: str | os.PathLike | None = None, ck_bert: str | os.PathLike | None = None,
-                        img_size: int | None = None, mha: str | None = None, flip: bool = False, amp: bool = False
-                        ) -> "Predictor":
+                        img_size: int | None = None, mha: str | None = None, flip: bool = False, amp: bool = False,
+                        fuse_size: str | int = "native", tile: int = TILE) -> "Predictor":
         """A predictor from a file in the released format.
 
         Args:
@@ -75,6 +82,11 @@ class Predictor:
             img_size, mha: as in training. These four default to what the checkpoint says, else to those of `test.py`.
             flip: average with the result for the mirrored images, the words `left` and `right` exchanged.
             amp: compute in bfloat16 where accuracy permits, instead of float32.
+            fuse_size: size at which `Prediction.fused` is computed. `native`: the visible image's own. `network`:
+                `img_size`, as in training, then resized. A number: the longer side in pixels, 8 to 16384, then resized;
+                smaller pictures are fused at their own size. Mask and probability do not depend on it.
+            tile: unless `fuse_size` is `network`, pictures of more than `tile`² pixels are fused in tiles of at most
+                this side, 128 to 16384 pixels, which bounds memory; 0: always whole.
         Raises:
             ValueError: something does not exist, is damaged, of the wrong type, or does not fit; the sentence says
                 what. Its `__cause__` may be the `utils.errors.InputError` with which the scripts end.
@@ -86,12 +98,13 @@ class Predictor:
         if file is None:
             raise ValueError("path: must be that of a checkpoint, not None")
         try:
+            check_settings(fuse_size, tile)
             chosen = select_device(str(device))
             opened = open_checkpoint(file, chosen, bert_tokenizer=vocabulary, ck_bert=bert, img_size=img_size,
                                      mha=mha, flip=flip, amp=amp, must_fuse=True)
         except InputError as error:
             raise ValueError(str(error)) from error
-        return cls(opened.model, opened.tokenizer, opened.img_size, chosen)
+        return cls(opened.model, opened.tokenizer, opened.img_size, chosen, fuse_size=fuse_size, tile=tile)
 
     def __call__(self, visible: AnyImage, infrared: AnyImage, text: str) -> Prediction:
         """Fuse two images under the guidance of a sentence and find what it refers to.
@@ -110,8 +123,9 @@ class Predictor:
     def encode_pair(self, visible: AnyImage, infrared: AnyImage) -> Pair:
         """The part of a prediction that does not depend on the sentence, for `predict` with any number of sentences.
 
-        It covers the preparation of the images and the fuser's two encoders. The segmenter runs for each sentence,
-        because it sees the fused image, which depends on the sentence.
+        It covers the preparation of the images and the fuser's two encoders, at `img_size` and, unless the picture is
+        fused in tiles, at `fuse_size`. The segmenter runs for each sentence, because it sees the fused image, which
+        depends on the sentence.
 
         Args:
             visible, infrared: as in a call.
@@ -131,7 +145,10 @@ class Predictor:
         for oddity in oddities_of_pair(visible, infrared):
             logger.warning("%s", oddity)
         features = self.model.encode_pair(self._to_tensor(visible), self._to_tensor(infrared))
-        return Pair(visible, _resampled(infrared, visible.shape[:2]), features)
+        infrared = _resampled(infrared, visible.shape[:2])
+        if self.fuser is None or self.fuser.size_of(visible) == (self.img_size, self.img_size):
+            return Pair(visible, infrared, features, None)
+        return Pair(visible, infrared, features, self.fuser.encode(visible, infrared))
 
     @torch.inference_mode()
     def predict(self, pair: Pair, text: str) -> Prediction:
@@ -149,7 +166,11 @@ class Predictor:
         # Nearest-neighbour, so that the mask is the thresholded probability and the same as the one test.py writes.
         probability = output.logits[0].softmax(0)[1].cpu().numpy()
         probability = np.array(Image.fromarray(probability).resize((width, height), Image.Resampling.NEAREST))
-        return Prediction(resize(to_image(output.fused[0]), (width, height)), probability > 0.5, probability)
+        if self.fuser is None or pair.sized is None:
+            fused = to_image(output.fused[0])
+        else:
+            fused = self.fuser.fuse(pair.sized, input_ids, attention_mask)
+        return Prediction(resize(fused, (width, height)), probability > 0.5, probability)
 
     def _to_tensor(self, pixels: np.ndarray) -> torch.Tensor:
         """(h, w, 3) uint8 to (1, 3, S, S) float32, standardised, S being `img_size`."""

@@ -3,7 +3,16 @@ import argparse
 import os
 
 from utils.errors import run
-from utils.flags import ArgumentParser, Ignored, add_checkpoint_flags, at_least, require_existing, seed, thresholds
+from utils.flags import (
+    ArgumentParser,
+    Ignored,
+    add_checkpoint_flags,
+    add_fusion_size_flags,
+    at_least,
+    require_existing,
+    seed,
+    thresholds,
+)
 
 READ_OFF = "leave it out, the checkpoint's tensors show it"
 AUTHORS_FLAGS = {"--model": "leave it out, the segmenter is always LAVT",
@@ -47,6 +56,7 @@ def build_parser() -> ArgumentParser:
                         help="flip: average with the result for the mirrored images, the words left and right "
                              "exchanged")
     parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where accuracy permits")
+    add_fusion_size_flags(parser, "network")
     parser.add_argument("--torchcompile", action="store_true",
                         help="compile the model with torch.compile, for one batch size; the first batch takes minutes")
     parser.add_argument("--save", choices=["none", "masks", "all"], default="all",
@@ -70,6 +80,8 @@ def main() -> None:
     require_existing(args, "ckpt", "test_parquet")
     if args.fused_images and not os.path.isdir(args.fused_images):
         parser.error(f"argument --fused_images: there is no folder {args.fused_images!r}")
+    if args.fused_images and args.fuse_size != "network":
+        parser.error("argument --fuse_size: with --fused_images nothing is fused; leave it out")
 
     import evaluator  # after the command line is known to be good: its imports take seconds
 

@@ -23,7 +23,7 @@ def collate(samples: list[dict | BadRow]) -> dict:
     """Samples of `MMRISDataset` as one batch, without rows that could not be used.
 
     Returns:
-        What a sample holds: tensors stacked, `row` (B,) int64, `mask`, `size`, `lumas` and `fused_luma` still lists;
+        What a sample holds: tensors stacked, `row` (B,) int64, `mask`, `size`, `lumas`, `fused_luma` and `pictures` still lists;
         and `bad`, a list of sentences on the rows left out. If none is left, `row`, of length 0, and `bad` alone.
     """
     good = [sample for sample in samples if not isinstance(sample, BadRow)]

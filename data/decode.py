@@ -119,6 +119,21 @@ def to_lumas(visible: np.ndarray, infrared: np.ndarray) -> tuple[np.ndarray, np.
     return np.asarray(pair[0]), np.asarray(pair[1])
 
 
+def as_pictures(visible: np.ndarray, infrared: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A pair as RGB at the visible image's size, to which an infrared image of another size is resized bilinearly.
+
+    Args:
+        visible, infrared: uint8 as of `decode_pixels`, each of its own size.
+    Returns:
+        Two (h, w, 3) uint8, copies.
+    """
+    pair = [Image.fromarray(pixels[..., :3].copy() if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2))
+            for pixels in (visible, infrared)]
+    if pair[1].size != pair[0].size:
+        pair[1] = pair[1].resize(pair[0].size, Image.Resampling.BILINEAR)
+    return np.asarray(pair[0]), np.asarray(pair[1])
+
+
 def deep_values(content: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:
     """The values of an image that stores more than 8 bits a channel, as thermal cameras do; None for any other image.
 

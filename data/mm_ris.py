@@ -11,7 +11,7 @@ from utils.text import printable
 
 from .batches import BadRow, Samples
 from .columns import FUSED, IMAGES, MASK, NULL, read_columns
-from .decode import decode_luma, decode_lumas, decode_pixels, read_mask
+from .decode import as_pictures, decode_luma, decode_lumas, decode_pixels, read_mask
 from .parquet_rows import ParquetRows, ReadLimits, RowError, find_parquet
 from .pictures import read_bytes
 from .resize import Resizer
@@ -37,6 +37,7 @@ class MMRISDataset(torch.utils.data.Dataset):
         lumas (with `lumas`): 8-bit luma of both images at that size, see `decode_lumas`.
         given (with `fused` or `fused_files`): (3, S, S) float32, the fused image, standardised as the other two.
         fused_luma (likewise, with `lumas`): (h, w) uint8, its luma at that size.
+        pictures (with `pictures`): both images at that size, (h, w, 3) uint8 RGB.
     The images and the mask may differ in size: each is resized on its own. With `lumas`, a row whose fused image has
     another size than its visible image cannot be used.
 
@@ -56,6 +57,7 @@ class MMRISDataset(torch.utils.data.Dataset):
         originals: also give `mask` and `size`.
         lumas: also give `lumas`, on which the fusion metrics work.
         fused: also give `given`, from the column `fused_image`, which otherwise need not exist.
+        pictures: also give `pictures`, for fusion at the visible image's size.
         masks: False leaves the column `segmentation` alone, which then need not exist.
         bad_rows: what becomes of a row that cannot be used (null, an image or mask that cannot be decoded, no words in
             the sentence): "stop" raises an InputError, "skip" gives a `BadRow`, which `batches.collate` leaves out.
@@ -71,13 +73,14 @@ class MMRISDataset(torch.utils.data.Dataset):
 
     def __init__(self, path: str, tokenizer, img_size: int = 480, originals: bool = False, masks: bool = True,
                  lumas: bool = False, bad_rows: str = "stop", exact: bool = False, cache_dir: str | None = None,
-                 limits: ReadLimits | None = None, fused: bool = False):
+                 limits: ReadLimits | None = None, fused: bool = False, pictures: bool = False):
         if img_size < 1:
             raise ValueError(f"img_size must be a positive number of pixels, not {img_size}")
         if bad_rows not in ("stop", "skip"):
             raise ValueError(f"bad_rows must be stop or skip, not {bad_rows!r}")
         self.img_size, self.bad_rows = img_size, bad_rows
         self.originals, self.masks, self.lumas, self.fused = originals, masks, lumas, fused
+        self.pictures = pictures
         self.fused_files: list[str | None] | None = None
         files = find_parquet(path)
         columns = [*IMAGES, *[FUSED] * fused, *[MASK] * masks]
@@ -147,6 +150,8 @@ class MMRISDataset(torch.utils.data.Dataset):
             sample["lumas"] = decode_lumas(*(cells[column] for column in IMAGES))
         if "given" in sample:
             self._add_fused(sample, cells, row)
+        if self.pictures:
+            sample["pictures"] = as_pictures(vis, ir)
         return sample
 
     def _add_fused(self, sample: dict, cells: dict, row: int) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from torchmetrics.functional.image import structural_similarity_index_measure, visual_information_fidelity
 
 from utils import distributed
-from utils.draw import resize, to_image
+from utils.draw import fused_picture
 
 from .metrics import defined
 from .results import encode_jpeg
@@ -89,7 +89,7 @@ class FusionMeter:
             if "fused_luma" in batch:
                 luma = batch["fused_luma"][i]
             else:
-                fused = resize(to_image(output.fused[i]), visible.shape[::-1])
+                fused = fused_picture(batch, output, i, visible.shape[::-1])
                 luma = np.asarray(Image.open(io.BytesIO(encode_jpeg(fused))).convert("L"))
             measured = [fusion_metrics(luma, visible, infrared), *self._of_baselines(visible, infrared)]
             self.values[row] = torch.tensor([[of[name] for name in NAMES] for of in measured], dtype=torch.float64)

@@ -13,8 +13,8 @@ from bert import Tokenizer, check_vocabulary
 from models import Output, build_from_checkpoint
 from models.architecture import fusion_method, parse_heads
 from models.build import check_kind
-from models.ris_fusion import Encoded
-from models.tta import average, exchange, left_right_ids
+from models.ris_fusion import Encoded, Words
+from models.tta import average, average_fused, exchange, left_right_ids
 from utils import checkpoint
 from utils.content import embedded_bert
 from utils.device import compile_mode, warn_if_slow
@@ -74,6 +74,18 @@ class Inference(nn.Module):
         with self._autocast(input_ids.device):
             return self._joined([self.model.answer(pair, sentence, attention_mask)
                                  for pair, sentence in zip(pairs, sentences, strict=False)])
+
+    def words_for_fuser(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Words, ...]:
+        """What the fuser reads of a sentence, and with `flip` of the one about the mirrored images."""
+        sentences = (input_ids, exchange(input_ids, self.left_right)) if self.flip else (input_ids,)
+        with self._autocast(input_ids.device):
+            return tuple(self.model.words_for_fuser(sentence, attention_mask) for sentence in sentences)
+
+    def fuse(self, pairs: tuple[Encoded, ...], words: tuple[Words, ...]) -> Tensor:
+        """The fused image alone, (B, 3, H, W) float32, for the results of `encode_pair` and `words_for_fuser`."""
+        with self._autocast(words[0][0].device):
+            fused = [self.model.fuse(pair, read) for pair, read in zip(pairs, words, strict=True)]
+        return average_fused(*fused) if len(fused) == 2 else fused[0].float()
 
     def _autocast(self, device: torch.device):
         return torch.autocast(device.type, self.amp_dtype, enabled=self.amp_dtype is not None)
@@ -152,6 +164,7 @@ def open_checkpoint(path: str, device: torch.device, *, bert_tokenizer: str | No
             tokenizer = Tokenizer(folders.bert_tokenizer)
     model = build_from_checkpoint(content, path, folders.ck_bert, heads,
                                   bert["config"] if folders.ck_bert is None else None)
+    del content, bert  # as large as the model, and not needed while that is prepared
     with naming("bert_tokenizer"):
         check_vocabulary(tokenizer, model.text_encoder)
     if stored.get("fuser_text") == "none":

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from utils import distributed
-from utils.draw import PNG_LEVEL, overlay, resize, to_image
+from utils.draw import PNG_LEVEL, fused_picture, overlay, resize
 from utils.errors import InputError
 from utils.files import file_stem, replacing, unique_names
 from utils.spreadsheet import as_cell
@@ -106,7 +106,7 @@ class ResultWriter:
             predicted = resize(masks[i].cpu().numpy(), size)
             self._write(encode_png(predicted.astype(np.uint8) * 255), "Binary", f"{index}.png")
             if "fusion" in self.folders:
-                fused = resize(to_image(output.fused[i]), size)
+                fused = fused_picture(batch, output, i, size)
                 truth = resize(batch["mask"][i].astype(bool), size)
                 self._write(encode_jpeg(fused), "fusion", f"{self.fused_names[row]}.jpg")
                 self._write(encode_jpeg(overlay(fused, predicted)), "Overlay", f"{index}.jpg")

@@ -10,6 +10,7 @@ from .lavt import LAVT
 
 INPUTS = ("vis", "ir", "input_ids", "attention_mask")  # of the model, in this order; their names in a batch
 GIVEN = "given"  # likewise, a further input that only some batches have
+Words = tuple[Tensor, Tensor]  # (B, T, text width) last hidden states of the text encoder, (B, T) 1 on real tokens
 Encoded = EncodedPair | Tensor  # the latter: (B, 3, H, W), the fused image itself, if no sentence has a part in it
 
 
@@ -103,15 +104,25 @@ class RISFusion(nn.Module):
         The segmenter depends on the sentence twice, because its input, the fused image, does.
         """
         text = self._encode_text(input_ids, attention_mask)
-        fuser_text, fuser_mask = text, attention_mask
-        if self.fuser_ids is not None:
-            fuser_mask = torch.ones_like(self.fuser_ids)
-            fuser_text = self._encode_text(self.fuser_ids, fuser_mask).expand(len(text), -1, -1)
-            fuser_mask = fuser_mask.expand(len(text), -1)
-        fused = pair if isinstance(pair, Tensor) else self.fuser.decode(pair, fuser_text, fuser_mask)
+        fused = self.fuse(pair, self._words_for_fuser(text, attention_mask))
         if self.segmenter is None:
             return Output(fused, None)
         return Output(fused, self.segmenter(fused.detach() if self.detach_fused else fused, text, attention_mask))
+
+    def words_for_fuser(self, input_ids: Tensor, attention_mask: Tensor) -> Words:
+        """What the fuser reads of sentences, for `fuse`."""
+        return self._words_for_fuser(self._encode_text(input_ids, attention_mask), attention_mask)
+
+    def fuse(self, pair: Encoded, words: Words) -> Tensor:
+        """The fused image alone, (B, 3, H, W) standardised; H and W are those of the pair, at least 8."""
+        return pair if isinstance(pair, Tensor) else self.fuser.decode(pair, *words)
+
+    def _words_for_fuser(self, text: Tensor, attention_mask: Tensor) -> Words:
+        if self.fuser_ids is None:
+            return text, attention_mask
+        mask = torch.ones_like(self.fuser_ids)
+        fixed = self._encode_text(self.fuser_ids, mask)
+        return fixed.expand(len(text), -1, -1), mask.expand(len(text), -1)
 
     def _encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, T) ids and mask to (B, T, text width)."""

@@ -22,9 +22,14 @@ def average(plain: Output, mirrored: Output) -> Output:
         The mean of the fused images, and the logarithm of the mean class probabilities as logits.
     """
     assert plain.logits is not None and mirrored.logits is not None
-    fused = (plain.fused.float() + mirrored.fused.float().flip(-1)) / 2
+    fused = average_fused(plain.fused, mirrored.fused)
     plain_log, mirrored_log = (F.log_softmax(logits.float(), 1) for logits in (plain.logits, mirrored.logits.flip(-1)))
     return Output(fused, torch.logaddexp(plain_log, mirrored_log) - torch.log(torch.tensor(2.0)))
+
+
+def average_fused(plain: Tensor, mirrored: Tensor) -> Tensor:
+    """The fused images alone, (B, 3, H, W) each, averaged likewise; float32."""
+    return (plain.float() + mirrored.float().flip(-1)) / 2
 
 
 def left_right_ids(tokenize: Callable[[list[str]], tuple[Tensor, Tensor]]) -> tuple[int, int] | None:

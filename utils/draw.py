@@ -36,6 +36,11 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(size, resample))
 
 
+def fused_picture(batch: dict, output, i: int, size: tuple[int, int]) -> np.ndarray:
+    """Sample `i`'s fused image at (width, height) `size`: that of the batch, else the model's, resized."""
+    return resize(batch["fused"][i] if "fused" in batch else to_image(output.fused[i]), size)
+
+
 def overlay(image: np.ndarray, mask: np.ndarray, opacity: float = 0.5) -> np.ndarray:
     """The image with the masked pixels in translucent red."""
     tinted = np.round((1 - opacity) * image + opacity * RED).astype(np.uint8)

@@ -7,7 +7,7 @@ import re
 import sys
 
 from .errors import UsageError
-from .sizes import LARGEST_SIDE, SMALLEST_SIDE, TOO_SMALL
+from .sizes import BLOCK, LARGEST_SIDE, SMALLEST_SIDE, SMALLEST_TILE, TILE, TOO_SMALL
 from .text import LONGEST_LINE, printable
 
 BERT = "./bert/pretrained_weights/bert-base-uncased"
@@ -97,6 +97,19 @@ def image_size(text: str) -> int:
     if value > LARGEST_SIDE:
         raise argparse.ArgumentTypeError(f"{value} is too large: take at most {LARGEST_SIDE}")
     return value
+
+
+def fuse_size(text: str) -> str | int:
+    """An argparse type: `native`, `network`, or a longer side in pixels."""
+    try:
+        return text if text in ("native", "network") else at_least(BLOCK, most=LARGEST_SIDE)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(str(error).replace("must be", "must be native, network or", 1)) from error
+
+
+def tile_side(text: str) -> int:
+    """An argparse type: the side of a tile in pixels, or 0."""
+    return 0 if text == "0" else at_least(SMALLEST_TILE, most=LARGEST_SIDE)(text)
 
 
 def heads_by_stage(text: str) -> str:
@@ -218,3 +231,14 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
                         help=f"side of the square network input in pixels; above 32 ({stored} 480)")
     parser.add_argument("--mha", type=heads_by_stage, default=argparse.SUPPRESS,
                         help=f"attention heads of PWAM per stage, as in training ({stored} one head per stage)")
+
+
+def add_fusion_size_flags(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add the flags for the size at which pictures are fused."""
+    parser.add_argument("--fuse_size", type=fuse_size, default=default, metavar="SIZE",
+                        help="size at which the fused pictures are computed; native: that of the visible image; "
+                             "network: --img_size, then resized; a number: the longer side in pixels. Masks do not "
+                             "depend on it")
+    parser.add_argument("--tile", type=tile_side, default=TILE, metavar="N",
+                        help="unless --fuse_size is network: fuse pictures of more than N × N pixels in tiles of at "
+                             f"most this side, at least {SMALLEST_TILE}, which bounds memory; 0: always whole")

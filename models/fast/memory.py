@@ -24,6 +24,11 @@ def return_freed_memory(device: torch.device) -> None:
     _call_glibc(device, ("mallopt", M_MMAP_THRESHOLD, 2**20), ("malloc_trim", 0))
 
 
+def trim_freed_memory(device: torch.device) -> None:
+    """Return what is free now to the system, once; for large tensors that do not fit the gaps between others."""
+    _call_glibc(device, ("malloc_trim", 0))
+
+
 def _call_glibc(device: torch.device, *calls: tuple) -> None:
     """Call functions of glibc, each given as its name and arguments, if tensors are in its memory."""
     if device.type == "cpu":
