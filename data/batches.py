@@ -23,8 +23,9 @@ def collate(samples: list[dict | BadRow]) -> dict:
     """Samples of `MMRISDataset` as one batch, without rows that could not be used.
 
     Returns:
-        What a sample holds: tensors stacked, `row` (B,) int64, `mask`, `size`, `lumas`, `fused_luma` and `pictures` still lists;
-        and `bad`, a list of sentences on the rows left out. If none is left, `row`, of length 0, and `bad` alone.
+        What a sample holds: tensors stacked, `row` (B,) int64, `mask`, `size`, `lumas`, `fused_luma` and `pictures`
+        still lists; and `bad`, a list of sentences on the rows left out. If none is left, `row`, of length 0, and `bad`
+        alone.
     """
     good = [sample for sample in samples if not isinstance(sample, BadRow)]
     bad = [sample.message for sample in samples if isinstance(sample, BadRow)]

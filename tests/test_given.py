@@ -308,3 +308,10 @@ def test_a_copy_in_small_row_groups_without_the_column_is_made_again(rows, tmp_p
     copy = row_cache.cache_path(path, cache)
     pq.write_table(pq.read_table(copy).drop_columns([FUSED]), copy)  # as earlier versions wrote it
     assert last().equal(given)
+
+
+def test_pictures_of_another_method_have_their_own_size(given, averages, tmp_path):
+    for flags in (["--fused_images", averages], []):
+        result = evaluate(given / "run", given / "mm_ris_test.parquet", tmp_path, "--fuse_size", "native", *flags,
+                          ok=False)
+        assert result.returncode == 2 and "--fuse_size: " in result.stderr and "leave it out" in result.stderr
