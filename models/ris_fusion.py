@@ -97,8 +97,8 @@ class RISFusion(nn.Module):
         fuser_text, fuser_mask = text, attention_mask
         if self.fuser_ids is not None:
             fuser_mask = torch.ones_like(self.fuser_ids)
-            fuser_text = self._encode_text(self.fuser_ids, fuser_mask).expand(len(text), -1, -1)
-            fuser_mask = fuser_mask.expand(len(text), -1)
+            fuser_text = self._encode_text(self.fuser_ids, fuser_mask).expand(text.shape[0], -1, -1)
+            fuser_mask = fuser_mask.expand(text.shape[0], -1)
         fused = pair if isinstance(pair, Tensor) else self.fuser.decode(pair, fuser_text, fuser_mask)
         if self.segmenter is None:
             return Output(fused, None)
