@@ -14,8 +14,9 @@ from PIL import Image
 
 from bert import Tokenizer
 from data.pictures import oddities_of_pair, to_picture
-from evaluation.inference import Inference, open_checkpoint
+from evaluation.inference import FetchBert, Inference, open_checkpoint
 from models.ris_fusion import Encoded
+from utils import hub
 from utils.color import standardise
 from utils.device import select_device
 from utils.draw import resize, to_image
@@ -63,18 +64,20 @@ class Predictor:
     @classmethod
     def from_checkpoint(cls, path: str | os.PathLike, device: str | torch.device = "auto", *,
                         bert_tokenizer: str | os.PathLike | None = None, ck_bert: str | os.PathLike | None = None,
-                        img_size: int | None = None, mha: str | None = None, flip: bool = False, amp: bool = False
-                        ) -> "Predictor":
-        """A predictor from a file in the released format.
+                        img_size: int | None = None, mha: str | None = None, flip: bool = False, amp: bool = False,
+                        fetch_bert: FetchBert | None = None) -> "Predictor":
+        """A predictor from a checkpoint.
 
         Args:
-            path: the checkpoint, as training wrote it or as it was published; str or `pathlib.Path`.
+            path: a file as training wrote it or as it was published, or a folder as `export.py` writes it; str or
+                `pathlib.Path`.
             device: `auto` (an Ascend NPU, else a CUDA GPU, else the CPU), `cuda`, `npu` or `cpu`, an index may follow;
                 or a `torch.device`.
             bert_tokenizer, ck_bert: folders with BERT's vocabulary, and with its configuration; str or `pathlib.Path`.
             img_size, mha: as in training. These four default to what the checkpoint says, else to those of `test.py`.
             flip: average with the result for the mirrored images, the words `left` and `right` exchanged.
             amp: compute in bfloat16 where accuracy permits, instead of float32.
+            fetch_bert: gives a folder of bert-base-uncased where there is none; takes whether its weights are needed.
         Raises:
             ValueError: something does not exist, is damaged, of the wrong type, or does not fit; the sentence says
                 what. Its `__cause__` may be the `utils.errors.InputError` with which the scripts end.
@@ -88,10 +91,31 @@ class Predictor:
         try:
             chosen = select_device(str(device))
             opened = open_checkpoint(file, chosen, bert_tokenizer=vocabulary, ck_bert=bert, img_size=img_size,
-                                     mha=mha, flip=flip, amp=amp)
+                                     mha=mha, flip=flip, amp=amp, fetch_bert=fetch_bert)
         except InputError as error:
             raise ValueError(str(error)) from error
         return cls(opened.model, opened.tokenizer, opened.img_size, chosen)
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike, device: str | torch.device = "auto", *,
+                        revision: str | None = None, **options: Any) -> "Predictor":
+        """A predictor from the Hugging Face hub, downloaded once into its cache, or from a local folder.
+
+        Args:
+            name: a repository, as in `ronniejiangC/RIS-FUSION`, or a folder: with `model.safetensors`, as `export.py`
+                writes it, or with `model_best_lavt.pth`. BERT's vocabulary and configuration are downloaded, too,
+                where neither the model nor the current folder has them.
+            device: as of `from_checkpoint`.
+            revision: branch, tag or commit of the repository; None: its main branch.
+            options: further arguments of `from_checkpoint`.
+        Raises:
+            ValueError: as of `from_checkpoint`; also when there is no connection and the cache has no such model.
+        """
+        try:
+            path = hub.find_model(_as_path("name", name) or "", revision)
+        except InputError as error:
+            raise ValueError(str(error)) from error
+        return cls.from_checkpoint(path, device, **{"fetch_bert": hub.fetch_bert} | options)
 
     def __call__(self, visible: AnyImage, infrared: AnyImage, text: str) -> Prediction:
         """Fuse two images under the guidance of a sentence and find what it refers to.
