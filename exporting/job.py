@@ -44,9 +44,11 @@ def export(args: Namespace) -> None:
         else:
             lines = graph.write(loaded, path, args.format, args.check_parquet)
         write_description(content, folder, **describe(content, loaded, args))
-        card.write(folder, content, args, metrics, asdict(architecture(content, loaded)))
-        sizes = {name: os.path.getsize(os.path.join(folder, name)) for name in sorted(os.listdir(folder))}
-    print("\n".join(lines + [f"{os.path.join(args.to, name)}  {size / 1e6:.2f} MB" for name, size in sizes.items()]))
+        card.write(folder, content, loaded.about, args, metrics, asdict(architecture(content, loaded)))
+        size = os.path.getsize(path)
+    for line in lines:
+        print(line)
+    print(f"in {args.to}: {FILES[args.format]} ({size / 1e6:.1f} MB), {CONFIG}, {VOCABULARY}, {card.NAME}")
 
 
 def check_place(folder: str, overwrite: bool) -> None:
