@@ -12,7 +12,8 @@ from utils.numeric import is_finite
 from utils.text import first_line, printable
 
 NAME = "README.md"
-SCORES = ("mIoU", "oIoU", "cIoU", "gIoU", "N-acc", "Precision", "Recall", "F1", *(f"precision@0.{i}" for i in range(5, 10)))
+SCORES = ("mIoU", "oIoU", "cIoU", "gIoU", "N-acc", "Precision", "Recall", "F1",
+          *(f"precision@0.{i}" for i in range(5, 10)))
 DATA = ("train_parquet", "val_parquet")
 
 

@@ -23,7 +23,7 @@ from models import INPUTS
 from models.ris_fusion import RISFusion
 from utils import color
 from utils.errors import InputError
-from utils.text import first_line
+from utils.text import counted, first_line
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18
@@ -84,15 +84,19 @@ def write(loaded: LoadedCheckpoint, path: str, kind: str, parquet: str) -> list[
     """
     module = ImagesIn01(loaded.model)
     real, source = pairs(loaded, parquet)
-    (to_onnx if kind == "onnx" else to_pt2)(module, real[0], path, OUTPUT_NAMES)
-    run, lines = open_onnx(path) if kind == "onnx" else open_pt2(path)
+    if kind == "onnx":
+        to_onnx(module, real[0], path, OUTPUT_NAMES)
+        run, lines = open_onnx(path)
+    else:
+        to_pt2(module, real[0], path)
+        run, lines = open_pt2(path)
     for name, batches in (("random input", [random_batch(loaded, RANDOM)]), (source, real)):
         lines.append(f"{name}: {compare(module, run, batches)}")
     if fast is not None:
         fast.prepare_for_inference(loaded.model, torch.device("cpu"))
     seconds = in_turn([lambda: run(real[0]), torch.inference_mode()(lambda: module(**real[0]))])
-    lines.append(f"one pair, {torch.get_num_threads()} threads, median of {ROUNDS}: this graph {1e3 * seconds[0]:.1f} ms, "
-                 f"PyTorch as predict.py runs it {1e3 * seconds[1]:.1f} ms")
+    lines.append(f"one pair, {counted(torch.get_num_threads(), 'thread')}, median of {ROUNDS}: this graph "
+                 f"{1e3 * seconds[0]:.1f} ms, PyTorch as predict.py runs it {1e3 * seconds[1]:.1f} ms")
     return lines
 
 
@@ -112,11 +116,12 @@ def to_onnx(module: nn.Module, inputs: dict[str, Tensor], path: str, outputs: Se
     try:
         for logger in quiet:  # they report what they tried and did without
             logger.setLevel(logging.CRITICAL)
-        # As plain operators: of the fused attention the exporter does not know in which order the result lies in memory.
+        # As plain operators: the exporter mistakes the order in which the fused attention's result lies in memory.
         with mock.patch("torch.nn.functional.scaled_dot_product_attention", attention), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(trace(module, inputs), None, path, input_names=list(inputs), output_names=list(outputs),
-                              opset_version=OPSET, external_data=False, dynamo=True, verbose=False)
+                              dynamic_shapes={name: {0: "batch"} for name in inputs}, opset_version=OPSET,
+                              external_data=False, dynamo=True, verbose=False)
     except Exception as error:  # the exporter raises many kinds
         raise InputError(f"PyTorch {torch.__version__} cannot export this model to ONNX ({first_line(error)})"
                          ) from error
@@ -125,8 +130,8 @@ def to_onnx(module: nn.Module, inputs: dict[str, Tensor], path: str, outputs: Se
             logger.setLevel(level)
 
 
-def to_pt2(module: nn.Module, inputs: dict[str, Tensor], path: str, _outputs: Sequence[str]) -> None:
-    """Write a module as a program of torch.export; arguments as of `to_onnx`, but results are a tuple without names."""
+def to_pt2(module: nn.Module, inputs: dict[str, Tensor], path: str) -> None:
+    """Write a module as a program of torch.export, whose results are a tuple; arguments as of `to_onnx`."""
     try:
         torch.export.save(trace(module, inputs), path)
     except Exception as error:  # as above
@@ -136,9 +141,9 @@ def to_pt2(module: nn.Module, inputs: dict[str, Tensor], path: str, _outputs: Se
 @torch.no_grad()
 def trace(module: nn.Module, inputs: dict[str, Tensor]):
     """A `torch.export.ExportedProgram` whose batch is free, from batches of two: of one it would be taken as fixed."""
-    batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
     example = {name: torch.cat([tensor[:1], tensor[:1]]) for name, tensor in inputs.items()}
-    return torch.export.export(module, (), example, dynamic_shapes={name: {0: batch} for name in example}, strict=False)
+    batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
+    return torch.export.export(module, (), example, dynamic_shapes={name: {0: batch} for name in inputs}, strict=False)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,

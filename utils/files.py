@@ -87,7 +87,7 @@ def replacing_folder(path: str):
     path = os.path.realpath(path)
     parent = os.path.dirname(path)
     temporary = _new_name(parent)
-    earlier = f"{temporary}.earlier"  # no name of LEFTOVER: whatever happens, it is not removed before the new one is there
+    earlier = f"{temporary}.earlier"  # not a name of LEFTOVER, so that it is not removed before the new one is there
     try:
         os.makedirs(parent, exist_ok=True)
         remove_leftovers(parent)

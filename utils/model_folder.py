@@ -1,7 +1,7 @@
 """A model as a folder, the form in which the Hugging Face hub holds models.
 
-`model.safetensors` has the tensors of all networks, their keys prefixed by the network's name as in PARTS; `config.json`
-has what the tensors do not show, and BERT's configuration; `vocab.txt` has BERT's vocabulary, a word a line.
+`model.safetensors` has the tensors of all networks, their keys prefixed by the network's name as in PARTS;
+`config.json` has what the tensors do not show, and BERT's configuration; `vocab.txt` BERT's vocabulary, a word a line.
 """
 import json
 import os
@@ -103,7 +103,8 @@ def write_weights(content: dict[str, Any], folder: str, dtype: torch.dtype = tor
     tensors = {}
     for key, part in PARTS.items():
         for name, tensor in content[key].items():
-            chosen = dtype if tensor.is_floating_point() and sum(side > 1 for side in tensor.shape) > 1 else tensor.dtype
+            narrow = tensor.is_floating_point() and sum(side > 1 for side in tensor.shape) > 1
+            chosen = dtype if narrow else tensor.dtype
             stored = tensor.detach().to("cpu", chosen, copy=True).contiguous()  # a copy, since tensors may share memory
             if chosen != tensor.dtype and not bool(stored.isfinite().all()):
                 raise InputError(f"{part}.{name} has values beyond the range of {str(dtype).removeprefix('torch.')}; "
@@ -112,6 +113,7 @@ def write_weights(content: dict[str, Any], folder: str, dtype: torch.dtype = tor
     path = os.path.join(folder, WEIGHTS)
     try:
         save_file(tensors, path, metadata={"format": "pt"})
+        os.chmod(path, os.stat(folder).st_mode & 0o666)  # safetensors lets nobody else read it
     except Exception as error:  # safetensors has errors of its own; a full disk is the usual reason
         raise InputError(f"{path}: it cannot be written ({first_line(error)}); is the disk full?") from error
 
