@@ -4,6 +4,8 @@
 # make bench   measure speed and memory beside a baseline (docs/performance.md); make bench-data: reading data alone;
 #              make bench-gpu: everything about a GPU in nine minutes, with PYTHON if there is no .venv
 # make roofline  predict training and evaluation on GPUs, without one (docs/performance.md)
+# make study    compare fusion methods and ablations on synthetic scenes: hours, may be stopped and started again
+#               (docs/study.md); shortened by STUDY="--seeds 1 --variants joint,visible"
 # All but bench-gpu first install what they need into .venv, once: requirements.txt; test, fuzz and lint also requirements-dev.txt.
 # PYTHON=python3.12 picks another interpreter.
 
@@ -12,7 +14,7 @@ BIN := .venv/bin
 DEMO := runs/demo
 MINUTES ?= 30
 
-.PHONY: demo test fuzz lint bench bench-data bench-gpu roofline install install-dev clean
+.PHONY: demo test fuzz lint bench bench-data bench-gpu roofline study install install-dev clean
 
 install: .venv/installed
 
@@ -71,6 +73,9 @@ bench-gpu:  # installs nothing: a GPU's PyTorch is often that of its image
 
 roofline: install
 	$(BIN)/python benchmarks/roofline.py --amp --scaling --plot runs --out runs/roofline.json
+
+study: install
+	$(BIN)/python benchmarks/study.py $(STUDY)
 
 clean:
 	rm -rf runs .pytest_cache .ruff_cache .mypy_cache

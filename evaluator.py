@@ -103,7 +103,8 @@ def test(args: Namespace, device: torch.device) -> None:
     with writing("metrics.json", args.out_dir, written, errors) as path:
         write_json(path, results)
     with writing("per_sample.csv", args.out_dir, written, errors) as path:
-        write_samples(path, dataset, counts, meter.columns() if meter else None, pictures)
+        columns = (meter.columns() if meter else {}) | (text.columns() if text else {})
+        write_samples(path, dataset, counts, columns, pictures)
     print_results(args, results)
     iou = sample_iou(counts[evaluated]).numpy()
     picked = report.pick_samples(iou, evaluated.numpy())

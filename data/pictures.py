@@ -188,8 +188,8 @@ def pair_files(visible: str, infrared: str, left_out: str = "") -> tuple[list[Pa
         raise InputError(f"no image in {visible} ({len(folders[0])} found) has the name of one in {infrared} "
                          f"({len(folders[1])} found), suffixes aside; known suffixes are {' '.join(SUFFIXES)}")
     if any(matches.ignored):
-        of_visible, of_infrared = (", ".join(map(printable, words)) or "nothing" for words in matches.ignored)
-        logger.info("names are paired without %s in those of the visible and %s in those of the infrared images",
+        of_visible, of_infrared = (" or ".join(map(printable, words)) or "nothing" for words in matches.ignored)
+        logger.info("to pair the names, %s is left out of those of the visible images, and %s of the infrared ones",
                     of_visible, of_infrared)
     pairs = [PairOfFiles(stem(name), folders[0][name], folders[1][partner])
              for name, partner in sorted(matches.partners.items())]

@@ -10,10 +10,12 @@ from utils.contrast import contrast, ring
 from utils.text import counted
 
 from . import bootstrap
-from .metrics import defined, pixel_counts, summarise
+from .metrics import defined, pixel_counts, sample_iou, summarise
 from .ratios import share
 
 SENTENCES = ("true", "swapped", "empty")
+COLUMNS = ("iou_swapped", "iou_empty", "contrast", "contrast_swapped", "contrast_empty", "change_inside",
+           "change_outside")
 
 
 class TextAblation:
@@ -53,6 +55,11 @@ class TextAblation:
     def gather(self) -> None:
         """Join what all processes have collected."""
         self.counts, self.change, self.contrast = map(distributed.total, (self.counts, self.change, self.contrast))
+
+    def columns(self) -> dict[str, torch.Tensor]:
+        """What `per_sample.csv` holds of it: COLUMNS, (N,) float64 each; `change` is that by the swapped sentence."""
+        ious = [sample_iou(counts) for counts in self.counts.unbind(1)]
+        return dict(zip(COLUMNS, (*ious, *self.contrast.unbind(1), *self.change[:, 0].unbind(1)), strict=True))
 
     def summary(self, counts: torch.Tensor, rows: torch.Tensor) -> dict[str, dict[str, float | None]]:
         """What `metrics.json` holds.

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import arguments, in_process, train
-from evaluations import evaluate, read_metrics
+from evaluations import evaluate, read_metrics, read_samples
 
 from bert import Tokenizer
 from models import build_criterion, build_model
@@ -71,6 +71,13 @@ def test_evaluation_reads_from_the_checkpoint_what_the_fuser_read(blind, scenes,
     evaluate(blind, scenes / "mm_ris_test.parquet", tmp_path, "--text_ablation", "--save", "none")
     metrics = read_metrics(tmp_path)
     assert metrics["text_ablation"]["swapped"]["change_inside"] == metrics["text_contrast"]["own_larger"] == 0
+    samples = read_samples(tmp_path)
+    for column, name in (("contrast", "true"), ("contrast_swapped", "swapped"), ("contrast_empty", "empty")):
+        of_samples = [float(sample[column]) for sample in samples if sample[column]]
+        assert np.mean(of_samples) == pytest.approx(metrics["text_contrast"][name], abs=1e-4)
+    swapped = [float(sample["iou_swapped"]) for sample in samples]
+    assert 100 * np.mean(swapped) == pytest.approx(metrics["text_ablation"]["swapped"]["mIoU"], abs=1e-3)
+    assert {sample["change_inside"] for sample in samples} == {"0.000000"}
     predictor = Predictor.from_checkpoint(blind / "last.pth", "cpu")
     pictures = np.random.default_rng(0).integers(0, 256, (2, 70, 90, 3), np.uint8)
     one, other = (predictor(*pictures, text) for text in ("the red disc", "the square on the left"))

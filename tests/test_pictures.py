@@ -234,7 +234,7 @@ def test_what_is_ambiguous_is_refused_with_the_candidates(tmp_path, visible, inf
 def test_words_that_did_not_count_are_said(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     pair_files(*folders(tmp_path, ["1_RGB.png"], ["1_thermal.png"]))
-    assert "without rgb in those of the visible and thermal in those of the infrared images" in caplog.text
+    assert "rgb is left out of those of the visible images, and thermal of the infrared ones" in caplog.text
 
 
 def test_one_folder_may_hold_both_kinds_and_the_results(tmp_path):

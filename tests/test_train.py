@@ -270,7 +270,7 @@ def test_starting_anew_in_a_folder_keeps_the_earlier_run(scenes, tmp_path):
     (["--fusion_drop", "1"], 2, "--fusion_drop: must be below 1"),
     (["--lr_seg", "nan"], 2, "--lr_seg: must be a number of at least 0"),
     (["--epochs", "0"], 2, "--epochs: must be a whole number of at least 1"),
-    (["--swin_typ", "micro"], 2, "unrecognized arguments"),
+    (["--swin_typ", "micro"], 2, "unrecognized arguments: --swin_typ micro; is --swin_type meant?"),
     (["-b", 17], 1, "has 16 rows, fewer than the 17 of one step"),
     (["--train_fuser_only", "--freeze_bert"], 2, "leave out --freeze_bert"),
     (["--train_fuser_only", "--lambda_prefusion", "0"], 2, "nothing for --train_fuser_only to learn from"),

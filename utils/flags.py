@@ -1,5 +1,6 @@
 """The parser of all scripts' command lines, and types and checks of flags that several of them share."""
 import argparse
+import difflib
 import math
 import os
 import re
@@ -46,6 +47,14 @@ class ArgumentParser(argparse.ArgumentParser):
             if advice := self.elsewhere.get(f"--{name[2:].replace('-', '_')}" if name.startswith("--") else name):
                 self.error(f"argument {name}: there is no such flag here; {advice}")
         return super().parse_known_args([*map(self._as_declared, words[:end]), *words[end:]], namespace)
+
+    def parse_args(self, args=None, namespace=None):
+        namespace, rest = self.parse_known_args(args, namespace)
+        if rest:
+            flag = rest[0].partition("=")[0]
+            meant = difflib.get_close_matches(flag, self._option_string_actions, n=1) if flag.startswith("-") else []
+            self.error(f"unrecognized arguments: {' '.join(rest)}" + (f"; is {meant[0]} meant?" if meant else ""))
+        return namespace
 
     def _as_declared(self, word: str) -> str:
         name, equals, value = word.partition("=")
