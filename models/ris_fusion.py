@@ -122,7 +122,7 @@ class RISFusion(nn.Module):
             return text, attention_mask
         mask = torch.ones_like(self.fuser_ids)
         fixed = self._encode_text(self.fuser_ids, mask)
-        return fixed.expand(len(text), -1, -1), mask.expand(len(text), -1)
+        return fixed.expand(text.shape[0], -1, -1), mask.expand(text.shape[0], -1)
 
     def _encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, T) ids and mask to (B, T, text width)."""
