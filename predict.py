@@ -8,6 +8,8 @@ import re
 from utils.errors import InputError, UsageError, naming, run
 from utils.files import file_stem, set_aside, unique_names
 from utils.flags import (
+    FILM_SUFFIXES,
+    FILM_VIEWS,
     PICTURE_KINDS,
     ArgumentParser,
     Ignored,
@@ -17,6 +19,7 @@ from utils.flags import (
     make_folder,
     picture_kinds,
     require_existing,
+    time_range,
 )
 from utils.sizes import MAX_PIXELS
 from utils.text import counted, first_line, printable
@@ -33,7 +36,7 @@ def build_parser() -> ArgumentParser:
     needed = {"required": True, "default": argparse.SUPPRESS}
     parser.add_argument("--ckpt", **needed, help="checkpoint to use")
     parser.add_argument("--local-rank", action=Ignored, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    parser.add_argument("--visible", help="image file, or folder of them (default: none)")
+    parser.add_argument("--visible", help="image file, folder of them, or film (default: none)")
     parser.add_argument("--infrared", help="likewise; in folders, files of the same name (suffixes aside) form a pair "
                                            "(default: none)")
     parser.add_argument("--text", action="append",
@@ -41,6 +44,9 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--table", metavar="FILE",
                         help="instead of these three, CSV or TSV with columns visible, infrared, text and, as wanted, "
                              "name: pairs with a sentence each; paths are relative to the table (default: none)")
+    parser.add_argument("--align", metavar="FILE",
+                        help="3×3 matrix from infrared to visible pixels, .json, .npy or .csv (data/align.py estimates "
+                             "one): the infrared images are warped by it first (default: none)")
     parser.add_argument("--out", default="./runs/predict", help="folder for the pictures and predictions.json")
     add_checkpoint_flags(parser)
     parser.add_argument("--device", default="auto",
@@ -57,7 +63,23 @@ def build_parser() -> ArgumentParser:
                         help="of the pictures; jpg (quality 95) takes less time and space; masks are PNG in any case")
     parser.add_argument("--max_pixels", type=at_least(1), default=MAX_PIXELS,
                         help="larger pictures are refused, as a small file can hold so many that memory runs out")
+    add_film_flags(parser)
     return parser
+
+
+def add_film_flags(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("films")
+    group.add_argument("--film", action="store_true",
+                       help="--visible and --infrared are folders of numbered frames; for files of films, whose suffix "
+                            "tells, it is not needed. --out is then the film to write, .mp4")
+    group.add_argument("--show", choices=FILM_VIEWS, default="overlay",
+                       help="what the film shows; overlay: the fused frame with the object in translucent red and its "
+                            "outline")
+    group.add_argument("--every", type=at_least(1), default=1, metavar="N", help="only every N-th frame")
+    group.add_argument("--seconds", type=time_range, metavar="A:B",
+                       help="only frames from second A on and before B; either may be left out (default: all)")
+    group.add_argument("--fps", type=at_least(0.001, float, most=1000), default=25.0,
+                       help="frames a second of folders of frames")
 
 
 def result_names(requests: list) -> list[list[str]]:
@@ -87,12 +109,32 @@ def parse_args() -> argparse.Namespace:
     elif len(single) < 3:
         missing = ", ".join(f"--{name}" for name in ("visible", "infrared", "text") if name not in single)
         raise UsageError(f"{missing}: missing; give all of --visible, --infrared and --text, or --table")
+    if args.align is not None:
+        require_existing(args, "align")
+    if args.table is None and any(path.lower().endswith(FILM_SUFFIXES) for path in (args.visible, args.infrared)):
+        args.film = True
+    if args.film:
+        check_film(args)
     for text in args.text or ():
         if not text.strip():
             raise UsageError("--text: the sentence is empty")
         if re.search("[\ud800-\udfff]", text):
             raise UsageError(f"--text: '{printable(text)}' is not in the encoding of this terminal, or not valid UTF-8")
     return args
+
+
+def check_film(args: argparse.Namespace) -> None:
+    """Refuse flags that do not go with films."""
+    if args.table is not None:
+        raise UsageError("--film: a film is no table of pairs; leave out --table")
+    if len(args.text) > 1:
+        raise UsageError("--text: a film shows one sentence; make one film for each")
+    if not args.out.lower().endswith(".mp4"):
+        raise UsageError(f"--out: for a film, name a file that ends in .mp4, not {args.out!r}")
+    if os.path.lexists(args.out):
+        raise UsageError(f"--out: {args.out} is there already; choose another name")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError("--film: a film is made by one process; start without torchrun")
 
 
 def main() -> None:
@@ -104,7 +146,32 @@ def main() -> None:
 
     device = select_device(args.device, distributed.local_rank())
     with distributed.job(device, WAIT):
-        predict(args, device)
+        (film if args.film else predict)(args, device)
+
+
+def film(args: argparse.Namespace, device) -> None:
+    """Make a film of two.
+
+    Raises:
+        UsageError, InputError: what cannot be done, in one sentence.
+    """
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from data.films import open_film
+    from data.homography import read_matrix
+    from evaluation.films import make_film
+
+    with naming("align"):
+        matrix = None if args.align is None else read_matrix(args.align)
+    films = []
+    for flag in ("visible", "infrared"):
+        with naming(flag):
+            films.append(open_film(getattr(args, flag), args.seconds or (0, float("inf")), args.fps, args.max_pixels))
+    make_folder(os.path.dirname(args.out) or ".", "--out")
+    predictor = open_predictor(args, device)
+    with logging_redirect_tqdm():
+        make_film(predictor, (films[0], films[1]), args.text[0], args.out, show=args.show, every=args.every,
+                  matrix=matrix)
 
 
 def predict(args: argparse.Namespace, device) -> None:
@@ -115,10 +182,13 @@ def predict(args: argparse.Namespace, device) -> None:
     """
     from tqdm.contrib.logging import logging_redirect_tqdm
 
+    from data.homography import read_matrix
     from evaluation.results import write_json
     from utils import distributed
     from utils.progress import progress_bar
 
+    with naming("align"):
+        matrix = None if args.align is None else read_matrix(args.align)
     requests = find_requests(args)
     make_folder(args.out, "--out")
     predictor = open_predictor(args, device)
@@ -140,8 +210,8 @@ def predict(args: argparse.Namespace, device) -> None:
             for number in progress_bar(mine, unit="pair", disable=len(requests) == 1 or rank > 0):
                 records.append((number, []))
                 try:
-                    process_pair(predictor, requests[number], names[number], args, (lambda: None) if several else
-                                 make_room, records[-1][1])
+                    process_pair(predictor, requests[number], names[number], args, matrix,
+                                 (lambda: None) if several else make_room, records[-1][1])
                 except InputError as error:
                     if len(requests) == 1 and not several:
                         raise
@@ -190,17 +260,20 @@ def open_predictor(args: argparse.Namespace, device):
                      tile=args.tile, show_progress=True)
 
 
-def process_pair(predictor, request, stems: list[str], args: argparse.Namespace, make_room, records: list) -> None:
+def process_pair(predictor, request, stems: list[str], args: argparse.Namespace, matrix, make_room, records: list
+                 ) -> None:
     """Read a pair of files, and for each sentence write its pictures and say what was found.
 
     Args:
         request: a `data.prepare.pair_tables.Request`.
         stems: names of the pictures, one for each sentence.
+        matrix: (3, 3), by which the infrared image is warped; None: it is not.
         make_room: called before each picture is written.
         records: receives an entry of `predictions.json` for each sentence.
     Raises:
         InputError: whatever goes wrong with this pair, in one sentence.
     """
+    from data.homography import warp
     from data.pictures import read_pair
     from evaluation.predictions import describe, record, write_prediction
 
@@ -210,7 +283,13 @@ def process_pair(predictor, request, stems: list[str], args: argparse.Namespace,
         for path, picture in zip((files.visible, files.infrared), pictures, strict=True):
             if picture.note:
                 logger.info("%s: %s", printable(path), picture.note)
-        pair = predictor.encode_pair(*(picture.pixels for picture in pictures))
+        visible, infrared = (picture.pixels for picture in pictures)
+        if matrix is not None:
+            infrared, covered = warp(infrared, matrix, visible)
+            if covered < 1:
+                logger.info("%s: warped; the %.1f %% of the picture that it does not cover are filled with the visible "
+                            "image's luma", printable(files.infrared), 100 * (1 - covered))
+        pair = predictor.encode_pair(visible, infrared)
         for stem, text in zip(stems, request.texts, strict=True):
             prediction = predictor.predict(pair, text)
             make_room()
