@@ -255,7 +255,8 @@ def open_predictor(args: argparse.Namespace, device):
 
     given = {name: getattr(args, name, None) for name in ("bert_tokenizer", "ck_bert", "img_size", "mha")}
     with naming("ckpt"):
-        opened = open_checkpoint(args.ckpt, device, flip=args.tta == "flip", amp=args.amp, keep_memory=True, **given)
+        opened = open_checkpoint(args.ckpt, device, flip=args.tta == "flip", amp=args.amp, keep_memory=True,
+                                 must_fuse=True, **given)
     return Predictor(opened.model, opened.tokenizer, opened.img_size, device, fuse_size=args.fuse_size,
                      tile=args.tile, show_progress=True)
 

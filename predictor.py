@@ -101,7 +101,7 @@ class Predictor:
             check_settings(fuse_size, tile)
             chosen = select_device(str(device))
             opened = open_checkpoint(file, chosen, bert_tokenizer=vocabulary, ck_bert=bert, img_size=img_size,
-                                     mha=mha, flip=flip, amp=amp)
+                                     mha=mha, flip=flip, amp=amp, must_fuse=True)
         except InputError as error:
             raise ValueError(str(error)) from error
         return cls(opened.model, opened.tokenizer, opened.img_size, chosen, fuse_size=fuse_size, tile=tile)

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from bert import Tokenizer, check_vocabulary
 from models import Output, build_from_checkpoint
-from models.architecture import parse_heads
+from models.architecture import fusion_method, parse_heads
 from models.build import check_kind
 from models.ris_fusion import Encoded, Words
 from models.tta import average, average_fused, exchange, left_right_ids
 from utils import checkpoint
 from utils.content import embedded_bert
 from utils.device import compile_mode, warn_if_slow
-from utils.errors import UsageError, naming
+from utils.errors import InputError, UsageError, naming
 from utils.flags import image_size
 from utils.sizes import LARGEST_SIDE, SMALLEST_SIDE
 from utils.text import printable_value
@@ -53,13 +53,13 @@ class Inference(nn.Module):
         self.amp_dtype = amp_dtype
         self.compiled_for: int | None = 0 if compile_mode else None  # batch size, 0 before the first batch
 
-    def forward(self, vis: Tensor, ir: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Output:
+    def forward(self, vis: Tensor, ir: Tensor, input_ids: Tensor, attention_mask: Tensor, *given: Tensor) -> Output:
         """Fuse and segment; shapes as in `RISFusion`."""
         with self._autocast(vis.device):
-            outputs = [self._run(vis, ir, input_ids, attention_mask)]
+            outputs = [self._run(vis, ir, input_ids, attention_mask, *given)]
             if self.flip:
                 outputs.append(self._run(vis.flip(-1), ir.flip(-1), exchange(input_ids, self.left_right),
-                                         attention_mask))
+                                         attention_mask, *(tensor.flip(-1) for tensor in given)))
         return self._joined(outputs)
 
     def encode_pair(self, vis: Tensor, ir: Tensor) -> tuple[Encoded, ...]:
@@ -114,11 +114,12 @@ class OpenCheckpoint(NamedTuple):
     tokenizer: Tokenizer
     img_size: int  # pixels
     mha: str
+    fusion_method: str  # one of `utils.flags.FUSION_METHODS`
 
 
 def open_checkpoint(path: str, device: torch.device, *, bert_tokenizer: str | None = None, ck_bert: str | None = None,
                     img_size: int | None = None, mha: str | None = None, flip: bool = False, amp: bool = False,
-                    compiled: bool = False, keep_memory: bool = False) -> OpenCheckpoint:
+                    compiled: bool = False, keep_memory: bool = False, must_fuse: bool = False) -> OpenCheckpoint:
     """Open a file in the released format for evaluation on a device.
 
     Args:
@@ -134,9 +135,10 @@ def open_checkpoint(path: str, device: torch.device, *, bert_tokenizer: str | No
         compiled: compile with `torch.compile`.
         keep_memory: let this process keep the memory of freed tensors, which is faster; for a program that does only
             this.
+        must_fuse: refuse a checkpoint that was trained on given fused images, for a caller who has none to give it.
     Raises:
         UsageError: a file or folder does not exist, or an argument cannot be used; its `argument` says which.
-        InputError: the checkpoint or BERT's files are damaged or do not fit together.
+        InputError: the checkpoint or BERT's files are damaged or do not fit together, or see `must_fuse`.
     """
     given = check_given({"bert_tokenizer": bert_tokenizer, "ck_bert": ck_bert})
     if not isinstance(path, str | os.PathLike):
@@ -144,6 +146,11 @@ def open_checkpoint(path: str, device: torch.device, *, bert_tokenizer: str | No
     path = str(path)
     content = checkpoint.read(path)
     check_kind(content, path)
+    method = fusion_method(content)
+    if must_fuse and method == "given":
+        raise InputError(f"{path} was trained on fused images that came with the data (prefusion_model given), so it "
+                         "cannot fuse a pair of images; take a checkpoint of another fusion method, or evaluate this "
+                         "one with test.py")
     stored = checkpoint.stored_args(content)
     img_size = _image_size(img_size, stored.get("img_size"))
     mha, heads = _heads(mha, stored.get("mha"))
@@ -176,7 +183,7 @@ def open_checkpoint(path: str, device: torch.device, *, bert_tokenizer: str | No
         if keep_memory:
             fast.keep_freed_memory(device)
     inference = Inference(model, flip, left_right, amp_dtype, compile_mode(device) if compiled else None)
-    return OpenCheckpoint(inference, tokenizer, img_size, mha)
+    return OpenCheckpoint(inference, tokenizer, img_size, mha, method)
 
 
 def _image_size(given: int | None, stored) -> int:

@@ -10,13 +10,14 @@ from utils.color import IMAGENET_MEAN, IMAGENET_STD, luma
 TEXT_WIDTH = 256
 HEADS = 4
 
-Levels = tuple[Tensor, Tensor, Tensor, Tensor]  # one modality's features at levels k = 0 … 3, finest first
+Levels = tuple[Tensor, Tensor]  # features at two of the levels k = 0 … 3, the finer one first
 
 
 class EncodedPair(NamedTuple):
-    """The fuser's features of two images, which do not depend on a sentence, at levels k = 0 … 3."""
+    """The features of two images, which depend on no sentence: (B, c·2^k, ⌊H/2^k⌋, ⌊W/2^k⌋) at level k."""
 
-    visible: Levels   # (B, c·2^k, ⌊H/2^k⌋, ⌊W/2^k⌋), features of the visible luma
+    average: Levels   # levels 0 and 1, averaged over the two modalities
+    visible: Levels   # levels 2 and 3 of the visible luma
     infrared: Levels  # likewise of the infrared luma
     cb: Tensor  # (B, 1, H, W), the visible image's chroma, without its offset of 0.5
     cr: Tensor  # likewise
@@ -144,23 +145,23 @@ class FusionNet(nn.Module):
         self.u1 = Up(2 * c, c)
         self.outc = nn.Conv2d(c, 1, 1)
 
-    def encode(self, visible: Tensor, infrared: Tensor) -> tuple[Levels, Levels]:
-        """visible, infrared (B, 1, H, W) in [0, 1] to the four levels of each, finest first."""
+    def encode(self, visible: Tensor, infrared: Tensor) -> tuple[Levels, Levels, Levels]:
+        """visible, infrared (B, 1, H, W) in [0, 1] to the first three fields of `EncodedPair`."""
         y1, i1 = self.y_inc(visible), self.i_inc(infrared)
         y2, i2 = self.y_d1(y1), self.i_d1(i1)
         y3, i3 = self.y_d2(y2), self.i_d2(i2)
         y4, i4 = self.y_d3(y3), self.i_d3(i3)
-        return (y1, y2, y3, y4), (i1, i2, i3, i4)
+        return ((y1 + i1) / 2, (y2 + i2) / 2), (y3, y4), (i3, i4)
 
-    def decode(self, visible: Levels, infrared: Levels, text: Tensor, mask: Tensor) -> Tensor:
+    def decode(self, average: Levels, visible: Levels, infrared: Levels, text: Tensor, mask: Tensor) -> Tensor:
         """The levels of `encode`, text (B, T, text_dim) and mask (B, T) to the fused luma (B, 1, H, W) in (0, 1)."""
-        (y1, y2, y3, y4), (i1, i2, i3, i4) = visible, infrared
+        (level1, level2), (y3, y4), (i3, i4) = average, visible, infrared
         tokens = self.txt(text)
         level3 = self.lang_l3(y3, i3, tokens, mask)
         x = self.lang_l4(y4, i4, tokens, mask)
         x = self.u3(x, level3)
-        x = self.u2(x, (y2 + i2) / 2)
-        x = self.u1(x, (y1 + i1) / 2)
+        x = self.u2(x, level2)
+        x = self.u1(x, level1)
         # In float32 under autocast, because bfloat16 cannot represent 256 grey levels.
         with torch.autocast(x.device.type, enabled=False):
             return self.outc(x.float()).sigmoid()
@@ -213,6 +214,6 @@ class UNetFuser(nn.Module):
     def decode(self, pair: EncodedPair, text: Tensor, mask: Tensor) -> Tensor:
         """The rest of `forward`, for one sentence about each encoded pair."""
         cb, cr = pair.cb, pair.cr
-        y = self.net.decode(pair.visible, pair.infrared, text, mask)
+        y = self.net.decode(pair.average, pair.visible, pair.infrared, text, mask)
         fused = torch.cat([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], dim=1)
         return (fused.clamp(0, 1) - self.mean_vis) / self.std_vis

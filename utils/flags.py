@@ -13,7 +13,7 @@ from .text import LONGEST_LINE, printable
 BERT = "./bert/pretrained_weights/bert-base-uncased"
 SPLITS = ("train", "val", "test")
 RANDOM_IF_EMPTY = ("ck_bert", "ck_prefusion", "init_from", "init_from_lavt_one", "pretrained_swin_weights")
-FUSION_METHODS = ("unet_fuser", "average", "maximum", "visible", "infrared")  # all but the first: no parameters
+FUSION_METHODS = ("unet_fuser", "average", "maximum", "visible", "infrared", "given")  # the first alone has parameters
 PICTURE_KINDS = ("fused", "mask", "overlay", "panel")  # that predict.py writes
 FILM_VIEWS = ("fused", "overlay", "panel")  # that its films show
 FILM_SUFFIXES = (".avi", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv")
