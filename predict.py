@@ -36,17 +36,16 @@ def build_parser() -> ArgumentParser:
     needed = {"required": True, "default": argparse.SUPPRESS}
     parser.add_argument("--ckpt", **needed, help="checkpoint to use")
     parser.add_argument("--local-rank", action=Ignored, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    parser.add_argument("--visible", help="image file, folder of them, or film (default: none)")
-    parser.add_argument("--infrared", help="likewise; in folders, files of the same name (suffixes aside) form a pair "
-                                           "(default: none)")
+    parser.add_argument("--visible", help="image file, folder of them, or film")
+    parser.add_argument("--infrared", help="likewise; in folders, files of the same name (suffixes aside) form a pair")
     parser.add_argument("--text", action="append",
-                        help="sentence that refers to the object; may be given several times (default: none)")
+                        help="sentence that refers to the object; may be given several times")
     parser.add_argument("--table", metavar="FILE",
                         help="instead of these three, CSV or TSV with columns visible, infrared, text and, as wanted, "
-                             "name: pairs with a sentence each; paths are relative to the table (default: none)")
+                             "name: pairs with a sentence each; paths are relative to the table")
     parser.add_argument("--align", metavar="FILE",
                         help="3×3 matrix from infrared to visible pixels, .json, .npy or .csv (data/align.py estimates "
-                             "one): the infrared images are warped by it first (default: none)")
+                             "one): the infrared images are warped by it first")
     parser.add_argument("--out", default="./runs/predict", help="folder for the pictures and predictions.json")
     add_checkpoint_flags(parser)
     parser.add_argument("--device", default="auto",
@@ -77,7 +76,7 @@ def add_film_flags(parser: ArgumentParser) -> None:
                             "outline")
     group.add_argument("--every", type=at_least(1), default=1, metavar="N", help="only every N-th frame")
     group.add_argument("--seconds", type=time_range, metavar="A:B",
-                       help="only frames from second A on and before B; either may be left out (default: all)")
+                       help="only frames from second A on and before B; either may be left out")
     group.add_argument("--fps", type=at_least(0.001, float, most=1000), default=25.0,
                        help="frames a second of folders of frames")
 
