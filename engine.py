@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from evaluation.metrics import THRESHOLDS, pixel_counts, summarise, usable_rows
-from models import INPUTS, Output
+from models import Output, inputs_of
 from training.autosave import STOP, Autosave
 from training.progress import PendingTerms, Progress
 from training.running_statistics import RunningStatistics
@@ -81,11 +81,12 @@ def train_one_epoch(model: nn.Module, criterion: Criterion, loader: Loader, opti
             usable = len(batch["row"]) > 0
             if not usable:  # the other processes average gradients in this step, so this one adds some of weight 0
                 batch = _any_batch(loader)
-            vis, ir, input_ids, attention_mask = (batch[name].to(device, non_blocking=True) for name in INPUTS)
+            inputs = [tensor.to(device, non_blocking=True) for tensor in inputs_of(batch)]
+            vis, ir, *_ = inputs
             target = batch["target"].to(device, non_blocking=True) if "target" in batch else None
             with distributed.without_averaging(model, micro < accum - 1):
                 with autocast(device, dtype):
-                    output = model(vis, ir, input_ids, attention_mask)
+                    output = model(*inputs)
                 loss, parts = criterion(output, vis, ir, target)
                 finite = loss.detach() * 0 + 1  # 1, or NaN, which then reaches the gradients of every process
                 scaler.scale(loss * finite * usable / accum).backward()
@@ -233,5 +234,5 @@ def _outputs(model: nn.Module, loader: Loader, device: torch.device, dtype: torc
         messages += batch.get("bad", [])
         if len(batch["row"]):
             with autocast(device, dtype):
-                output = model(*(batch[name].to(device, non_blocking=True) for name in INPUTS))
+                output = model(*(tensor.to(device, non_blocking=True) for tensor in inputs_of(batch)))
             yield batch, output

@@ -14,6 +14,7 @@ from torch.utils.data import Subset
 
 from bert import MAX_TOKENS
 from data import MMRISDataset, collate, evaluation_loader
+from data.fused_pictures import match_rows
 from engine import evaluate
 from evaluation import ablation, bootstrap, fusion_metrics, report
 from evaluation.full_size import FullSizeFuser
@@ -22,11 +23,11 @@ from evaluation.metrics import metrics_table, no_target_metrics, sample_iou, usa
 from evaluation.ratios import generalised_scores, segmentation_ratios, share
 from evaluation.results import FOLDERS, ResultWriter, reserve, write_json, write_samples
 from evaluation.sample_notes import SampleNotes
-from models import INPUTS
+from models import inputs_of
 from utils import distributed
 from utils.device import select_device
 from utils.draw import SampleSheet, sample_pictures, to_image
-from utils.errors import InputError, naming
+from utils.errors import InputError, UsageError, naming
 from utils.files import set_aside
 from utils.flags import make_folder
 from utils.text import counted, printable
@@ -59,6 +60,8 @@ def test(args: Namespace, device: torch.device) -> None:
         InputError: a file could not be written. The others are written and the figures printed before.
     """
     opened = open_model(args, device)
+    if args.fuse_size != "network" and opened.fusion_method == "given":
+        raise UsageError("the checkpoint fuses nothing (--prefusion_model given), so leave it out", "fuse_size")
     make_folder(args.out_dir, "--out_dir")
     dataset = open_data_set(args, opened)
     rows = Subset(dataset, range(min(args.limit or len(dataset), len(dataset))))
@@ -153,11 +156,32 @@ def open_model(args: Namespace, device: torch.device) -> OpenCheckpoint:
 
 
 def open_data_set(args: Namespace, opened: OpenCheckpoint) -> MMRISDataset:
-    """The rows to evaluate; with `--shuffle_text` with swapped sentences."""
+    """The rows to evaluate, those of `--limit` and more; with `--shuffle_text` with swapped sentences."""
     dataset = MMRISDataset(args.test_parquet, opened.tokenizer, opened.img_size, originals=True,
                            lumas=args.fusion_metrics, bad_rows=args.bad_rows, exact=True,
+                           fused=opened.fusion_method == "given" and not args.fused_images,
                            pictures=fuses_at_size(args))
+    if args.fused_images:
+        with naming("fused_images"):
+            dataset.fused_files = find_fused(args, dataset)
     return swapped(dataset, args.seed) if args.shuffle_text else dataset
+
+
+def find_fused(args: Namespace, dataset: MMRISDataset) -> list[str | None]:
+    """The picture in `--fused_images` of each row of the data set.
+
+    Raises:
+        InputError: rows that are to be evaluated have none; not so for some of them with `--bad_rows skip`.
+    """
+    paths = match_rows(args.fused_images, dataset.names, dataset.indices).paths
+    rows = range(len(paths))[:args.limit or None]
+    missing = [row for row in rows if paths[row] is None]
+    if missing and (args.bad_rows == "stop" or len(missing) == len(rows)):
+        listed = ", ".join(f"{printable(dataset.names[row])} (index {dataset.indices[row]})"
+                           for row in missing[:MOST_INDICES]) + (" …" if len(missing) > MOST_INDICES else "")
+        raise InputError(f"{printable(args.fused_images)} has no picture of {len(missing)} of "
+                         f"{counted(len(rows), 'row')}: {listed}")
+    return paths
 
 
 def fuses_at_size(args: Namespace) -> bool:
@@ -192,7 +216,7 @@ def swapped(dataset: MMRISDataset, seed: int) -> MMRISDataset:
 def answer(opened: OpenCheckpoint, device: torch.device, batch: dict, sentences: list[str]):
     """The model's output for a batch with other sentences."""
     batch = batch | dict(zip(("input_ids", "attention_mask"), opened.tokenizer(sentences), strict=True))
-    return opened.model(*(batch[name].to(device) for name in INPUTS))
+    return opened.model(*(tensor.to(device) for tensor in inputs_of(batch)))
 
 
 def show_sample(dataset: MMRISDataset, row: int, counts: torch.Tensor, ask) -> dict:
@@ -226,12 +250,13 @@ def describe(args: Namespace, opened: OpenCheckpoint, device: torch.device, data
     if not has_object.all():
         further = no_target_metrics(counts, has_object)
         ratios["gIoU"] = share(generalised_scores(counts[:, 2].numpy(), sample_iou(counts).numpy(), has_object))
-    settings = vars(args) | {"img_size": opened.img_size, "mha": opened.mha}
+    settings = vars(args) | {"img_size": opened.img_size, "mha": opened.mha, "prefusion_model": opened.fusion_method}
+    recorded = (*SETTINGS, *[name for name in ("fused_images", "prefusion_model") if args.fused_images])
     return further | {
         "intervals_95": bootstrap.percent_intervals(ratios, images, args.seed),
         "bootstrap": {"resamples": bootstrap.RESAMPLES, "images": len(set(images)), "seed": args.seed,
                       "images_by": "name" if by_name else "content"},
-        "settings": {name: settings[name] for name in SETTINGS} | {"device": device.type, "torch": torch.__version__},
+        "settings": {name: settings[name] for name in recorded} | {"device": device.type, "torch": torch.__version__},
         "notes": {"cut_sentences": len(notes.cut),
                   "lost_objects": int((has_object & (counts[:, 3] == 0).numpy()).sum()),
                   "not_finite": [dataset.indices[row] for row in sorted(notes.not_finite)]},
@@ -240,7 +265,10 @@ def describe(args: Namespace, opened: OpenCheckpoint, device: torch.device, data
 
 def note_lines(results: dict) -> list[str]:
     """What a reader of the metrics should know of the samples, in sentences."""
-    notes, lines = results["notes"], []
+    notes, lines, settings = results["notes"], [], results["settings"]
+    if folder := settings.get("fused_images"):
+        lines.append(f"the fused images are the pictures in {printable(folder)}; the checkpoint's own fusion "
+                     f"(prefusion_model {settings['prefusion_model']}) is not used")
     if results["bootstrap"]["images_by"] == "content":
         lines.append(f"image_name does not tell the pictures apart; by their content there are "
                      f"{results['bootstrap']['images']}, which the intervals resample")

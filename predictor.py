@@ -15,8 +15,9 @@ from PIL import Image
 from bert import Tokenizer
 from data.pictures import oddities_of_pair, to_picture
 from evaluation.full_size import FullSizeFuser, SizedPair, check_settings
-from evaluation.inference import Inference, open_checkpoint
+from evaluation.inference import FetchBert, Inference, open_checkpoint
 from models.ris_fusion import Encoded
+from utils import hub
 from utils.color import standardise
 from utils.device import select_device
 from utils.draw import resize, to_image
@@ -71,11 +72,13 @@ class Predictor:
     def from_checkpoint(cls, path: str | os.PathLike, device: str | torch.device = "auto", *,
                         bert_tokenizer: str | os.PathLike | None = None, ck_bert: str | os.PathLike | None = None,
                         img_size: int | None = None, mha: str | None = None, flip: bool = False, amp: bool = False,
-                        fuse_size: str | int = "native", tile: int = TILE) -> "Predictor":
-        """A predictor from a file in the released format.
+                        fuse_size: str | int = "native", tile: int = TILE,
+                        fetch_bert: FetchBert | None = None) -> "Predictor":
+        """A predictor from a checkpoint.
 
         Args:
-            path: the checkpoint, as training wrote it or as it was published; str or `pathlib.Path`.
+            path: a file as training wrote it or as it was published, or a folder as `export.py` writes it; str or
+                `pathlib.Path`.
             device: `auto` (an Ascend NPU, else a CUDA GPU, else the CPU), `cuda`, `npu` or `cpu`, an index may follow;
                 or a `torch.device`.
             bert_tokenizer, ck_bert: folders with BERT's vocabulary, and with its configuration; str or `pathlib.Path`.
@@ -87,6 +90,7 @@ class Predictor:
                 smaller pictures are fused at their own size. Mask and probability do not depend on it.
             tile: unless `fuse_size` is `network`, pictures of more than `tile`² pixels are fused in tiles of at most
                 this side, 128 to 16384 pixels, which bounds memory; 0: always whole.
+            fetch_bert: gives a folder of bert-base-uncased where there is none; takes whether its weights are needed.
         Raises:
             ValueError: something does not exist, is damaged, of the wrong type, or does not fit; the sentence says
                 what. Its `__cause__` may be the `utils.errors.InputError` with which the scripts end.
@@ -101,10 +105,31 @@ class Predictor:
             check_settings(fuse_size, tile)
             chosen = select_device(str(device))
             opened = open_checkpoint(file, chosen, bert_tokenizer=vocabulary, ck_bert=bert, img_size=img_size,
-                                     mha=mha, flip=flip, amp=amp)
+                                     mha=mha, flip=flip, amp=amp, fetch_bert=fetch_bert, must_fuse=True)
         except InputError as error:
             raise ValueError(str(error)) from error
         return cls(opened.model, opened.tokenizer, opened.img_size, chosen, fuse_size=fuse_size, tile=tile)
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike, device: str | torch.device = "auto", *,
+                        revision: str | None = None, **options: Any) -> "Predictor":
+        """A predictor from the Hugging Face hub, downloaded once into its cache, or from a local folder.
+
+        Args:
+            name: a repository, as in `ronniejiangC/RIS-FUSION`, or a folder: with `model.safetensors`, as `export.py`
+                writes it, or with `model_best_lavt.pth`. BERT's vocabulary and configuration are downloaded, too,
+                where neither the model nor the current folder has them.
+            device: as of `from_checkpoint`.
+            revision: branch, tag or commit of the repository; None: its main branch.
+            options: further arguments of `from_checkpoint`.
+        Raises:
+            ValueError: as of `from_checkpoint`; also when there is no connection and the cache has no such model.
+        """
+        try:
+            path = hub.find_model(_as_path("name", name) or "", revision)
+        except InputError as error:
+            raise ValueError(str(error)) from error
+        return cls.from_checkpoint(path, device, **{"fetch_bert": hub.fetch_bert} | options)
 
     def __call__(self, visible: AnyImage, infrared: AnyImage, text: str) -> Prediction:
         """Fuse two images under the guidance of a sentence and find what it refers to.

@@ -1,5 +1,6 @@
 """Evaluate a RIS-FUSION checkpoint: metrics, and fused images, masks and overlays at original size."""
 import argparse
+import os
 
 from utils.errors import run
 from utils.flags import (
@@ -29,6 +30,10 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--ckpt", required=True, default=argparse.SUPPRESS, help="checkpoint to evaluate")
     parser.add_argument("--test_parquet", default="./data/mm_ris_test.parquet",
                         help="a parquet file, or a folder of them")
+    parser.add_argument("--fused_images", default="", metavar="DIR",
+                        help="folder of fused pictures by any method, which the segmenter sees and --fusion_metrics "
+                             "measures instead of what the checkpoint's own fuser would make; named "
+                             "{image_name}_{index}, {image_name} or {index}; empty: none")
     parser.add_argument("--out_dir", default="./your_output_dir", help="folder for all results")
     add_checkpoint_flags(parser)
     parser.add_argument("-b", "--batch-size", type=at_least(1), default=8, help="samples per forward pass")
@@ -73,6 +78,10 @@ def main() -> None:
     if args.text_ablation and args.shuffle_text:
         parser.error("argument --text_ablation: it swaps the sentences itself; leave out --shuffle_text")
     require_existing(args, "ckpt", "test_parquet")
+    if args.fused_images and not os.path.isdir(args.fused_images):
+        parser.error(f"argument --fused_images: there is no folder {args.fused_images!r}")
+    if args.fused_images and args.fuse_size != "network":
+        parser.error("argument --fuse_size: with --fused_images nothing is fused; leave it out")
 
     import evaluator  # after the command line is known to be good: its imports take seconds
 

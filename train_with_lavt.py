@@ -55,7 +55,8 @@ def build_parser() -> ArgumentParser:
     model.add_argument("--prefusion_model", choices=FUSION_METHODS, default="unet_fuser",
                        help="how images are fused: by the network of the paper; or, without parameters, the luma of "
                             "both averaged or the larger one, with the visible image's colour; the visible image "
-                            "alone; the infrared one as grey")
+                            "alone; the infrared one as grey; or given: by any method, in the data's column "
+                            "fused_image")
     model.add_argument("--prefusion_base_ch", type=at_least(1, most=1024), default=32,
                        help="width c of the fuser, whose levels have c, 2c, 4c and 8c channels")
     model.add_argument("--swin_type", choices=["micro", "tiny", "small", "base", "large"], default="base",

@@ -285,7 +285,8 @@ def build_ema(args: Namespace, model: RISFusion, content: dict) -> ModelEmaV3 | 
 
 def open_data_set(args: Namespace, path: str, tokenizer: Tokenizer, **more) -> MMRISDataset:
     """A data set as the networks to train need it; `more` arguments of `MMRISDataset`."""
-    return MMRISDataset(path, tokenizer, args.img_size, masks=not args.train_fuser_only, bad_rows=args.bad_rows, **more)
+    return MMRISDataset(path, tokenizer, args.img_size, masks=not args.train_fuser_only, bad_rows=args.bad_rows,
+                        fused=args.prefusion_model == "given", **more)
 
 
 def training_data(args: Namespace, tokenizer: Tokenizer, device: torch.device):

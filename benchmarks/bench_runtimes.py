@@ -1,13 +1,12 @@
 """The default evaluation beside what else could run the model: the plain model, torch.compile and ONNX Runtime.
 
-    pip install onnx onnxscript onnxruntime
+    pip install -r requirements-export.txt
     python benchmarks/bench_runtimes.py [--shape readme|demo] [--batches 1 8] [--out FILE.json]
 
 Every way runs in turn with the default in processes of their own, with as many threads each. The exported model is
 checked against the plain one before it is measured.
 """
 import argparse
-import importlib.util
 import multiprocessing
 import os
 import sys
@@ -31,31 +30,27 @@ from measure import (
     serve,
 )
 
+from exporting.graph import OUTPUT_NAMES, open_onnx, relative_differences, require_packages, to_onnx
 from models import INPUTS
-from utils.errors import InputError, run
+from utils.errors import run
 from utils.flags import ArgumentParser, at_least
 
 DEFAULT, RUNTIME = "default", "onnxruntime"
 WAYS = [DEFAULT, "plain", "torchcompile", RUNTIME]
 FOLDER = "RIS_FUSION_BENCHMARK"  # environment variable: where the exported model is for the measuring processes
-TOLERANCE = 1e-3  # of the largest absolute value of an output
 
 
 class Runtime:
     """The exported model in ONNX Runtime on the CPU."""
 
     def __init__(self, path: str, inputs: dict[str, torch.Tensor]):
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self.inputs = {name: inputs[name].numpy() for name in INPUTS}
+        self.session, _ = open_onnx(path)
+        self.inputs = {name: inputs[name] for name in INPUTS}
 
     def run(self, times: int = 1) -> list:
         """The outputs, fused and logits."""
         for _ in range(times):
-            outputs = self.session.run(None, self.inputs)
+            outputs = self.session(self.inputs)
         return outputs
 
 
@@ -66,23 +61,16 @@ def path_of(folder: str, batch_size: int) -> str:
 
 @torch.no_grad()
 def export(args: argparse.Namespace, folder: str) -> dict[str, float]:
-    """Write the plain model for one batch size and compare it; the largest differences, relative to the outputs.
+    """Write the plain model and compare it; the largest differences, relative to the outputs.
 
     Raises:
         InputError: it gives other results.
     """
     device = torch.device("cpu")
     model, batch = make_model(args.shape, device).eval(), make_batch(args.batch_size, args.img_size, device)
-    inputs = tuple(batch[name] for name in INPUTS)
-    path = path_of(folder, args.batch_size)
-    torch.onnx.export(model, inputs, path, input_names=list(INPUTS), output_names=["fused", "logits"], dynamo=True,
-                      verbose=False)
-    differences = {}
-    for name, ours, theirs in zip(("fused", "logits"), model(*inputs), Runtime(path, batch).run(), strict=True):
-        differences[name] = float((ours - torch.from_numpy(theirs)).abs().max() / ours.abs().max())
-        if not differences[name] <= TOLERANCE:
-            raise InputError(f"{name} of the exported model differs by {differences[name]:.2g} of its largest value")
-    return differences
+    inputs, path = {name: batch[name] for name in INPUTS}, path_of(folder, args.batch_size)
+    to_onnx(model, inputs, path, OUTPUT_NAMES)
+    return relative_differences(model(**inputs), Runtime(path, batch).run(), OUTPUT_NAMES)
 
 
 def main() -> None:
@@ -100,9 +88,8 @@ def main() -> None:
         return
     if device.type != "cpu":
         parser.error("this compares ways of computing on a CPU; add --device cpu")
-    if RUNTIME in args.ways and not all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"))):
-        raise InputError("onnxruntime is measured with packages that are not in requirements.txt: "
-                         "pip install onnx onnxscript onnxruntime, or leave it out of --ways")
+    if RUNTIME in args.ways:
+        require_packages()
 
     report: dict = {"machine": machine(device), "batches": {}}
     print(", ".join(f"{key} {value}" for key, value in report["machine"].items()))

@@ -53,8 +53,8 @@ class Trial:
 
     @property
     def finished(self) -> str:
-        """The file that says that training and evaluation are complete, and how long they took."""
-        return os.path.join(self.folder, "finished.json")
+        """The empty file that says that training and evaluation are complete."""
+        return os.path.join(self.folder, "finished")
 
     def epochs_done(self) -> int:
         """Epochs that training has finished."""
@@ -223,7 +223,7 @@ def run_trial(trial: Trial, args: argparse.Namespace, commands: Commands) -> Non
 
 def train_and_test(trial: Trial, args: argparse.Namespace, commands: Commands) -> None:
     os.makedirs(trial.folder, exist_ok=True)
-    data, started = os.path.join(args.out, "data"), time.time()
+    data = os.path.join(args.out, "data")
     if trial.epochs_done() < args.epochs:
         commands.run(
             os.path.join(trial.folder, "train.log"), "train_with_lavt.py", *RECIPE, *VARIANTS[trial.variant],
@@ -234,8 +234,7 @@ def train_and_test(trial: Trial, args: argparse.Namespace, commands: Commands) -
         os.path.join(trial.folder, "test.log"), "test.py", "--ckpt", f"{trial.folder}/model_best_lavt.pth",
         "--test_parquet", f"{data}/mm_ris_test.parquet", "--out_dir", f"{trial.folder}/test", "-j", "1",
         "--device", args.device, "--text_ablation", "--fusion_metrics")
-    with replacing(trial.finished) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        json.dump({"seconds": round(time.time() - started)}, file)
+    open(trial.finished, "wb").close()
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ def build_parser() -> ArgumentParser:
     for folder, what in zip(FOLDERS, ("visible images", "infrared images", "masks"), strict=True):
         parser.add_argument(f"--{folder}", metavar="DIR",
                             help=f"folder of the {what} (default: {folder}/ beside TABLE)")
+    parser.add_argument("--fused", metavar="DIR", help="folder of fused pictures by any method, one for each image or "
+                        "entry, for the column fused_image (default: no such column)")
     parser.add_argument("--split", type=proportions, metavar="TRAIN,VAL,TEST",
                         help="shares of the images, as in 0.8,0.1,0.1; no image is in two of the files")
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
@@ -45,14 +47,15 @@ def main(arguments: list[str] | None = None) -> None:
     for flag, folder in zip(FOLDERS[:2], folders[:2], strict=True):
         if not os.path.isdir(folder):
             raise UsageError(f"--{flag}: there is no folder {folder!r}")
-    if args.masks and not os.path.isdir(args.masks):
-        raise UsageError(f"--masks: there is no folder {args.masks!r}")
+    for flag in ("masks", "fused"):
+        if getattr(args, flag) is not None and not os.path.isdir(getattr(args, flag)):
+            raise UsageError(f"--{flag}: there is no folder {getattr(args, flag)!r}")
     outs = split_files(args.out) if args.split else [args.out]
     refuse_existing(outs, args.overwrite)
 
     from data.prepare.building import build
 
-    lines = build(args.table, folders, outs, args.split or [1.0], args.seed)
+    lines = build(args.table, folders, outs, args.split or [1.0], args.seed, args.fused)
     for out, share in zip(outs, args.split or [1.0], strict=True):
         if not share and os.path.exists(out):
             lines.append(f"note: {out} was there before and is not part of this split")

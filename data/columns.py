@@ -18,6 +18,8 @@ SCHEMA = pa.schema([
 TEXT = ("image_name", "question")
 IMAGES = ("visible_image", "infrared_image")
 MASK = "segmentation"
+FUSED = "fused_image"  # optional: what some fusion method has made of the two images
+SCHEMA_WITH_FUSED = SCHEMA.append(pa.field(FUSED, pa.binary()))
 NULL, NO_WORDS = "is empty (null)", "is empty (no words)"  # why a row is unusable; follows the column's name
 
 logger = logging.getLogger(__name__)
@@ -98,7 +100,8 @@ def _read_file(file: str, byte_columns: list[str]) -> tuple[pa.Table, dict[str, 
     for columns, wanted in ((TEXT, "text"), (byte_columns, "bytes")):
         for column in columns:
             if problem := column_problem(schema, column, wanted):
-                raise InputError(f"{file}: column {column} {problem}")
+                advice = "; data/add_fused.py adds it from a folder of pictures" if column == FUSED else ""
+                raise InputError(f"{file}: column {column} {problem}{advice}")
     small = [*TEXT, "index"] if "index" in schema.names else list(TEXT)
     try:
         table, not_utf8 = parquet.read(columns=small, use_threads=False), {}

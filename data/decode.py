@@ -100,6 +100,11 @@ def decode_lumas(visible: bytes, infrared: bytes) -> tuple[np.ndarray, np.ndarra
     return to_lumas(decode_image(visible), decode_image(infrared))
 
 
+def decode_luma(content: bytes) -> np.ndarray:
+    """The luma, (h, w) uint8, of an image as for `decode_image`, whose ValueError it raises."""
+    return np.asarray(Image.fromarray(decode_image(content)).convert("L"))
+
+
 def to_lumas(visible: np.ndarray, infrared: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The luma of a pair at the visible image's size, to which an infrared image of another size is resized bilinearly.
 

@@ -14,7 +14,8 @@ from utils import distributed
 from utils.errors import InputError
 from utils.workers import leave_signals_to_the_parent
 
-from .mm_ris import MMRISDataset, collate
+from .batches import collate
+from .mm_ris import MMRISDataset
 from .sampler import EpochSampler, share
 
 logger = logging.getLogger(__name__)

@@ -2,17 +2,18 @@
 import contextlib
 import logging
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from utils.errors import InputError
+from utils.text import printable
 
-from .columns import IMAGES, MASK, NULL, read_columns
-from .decode import as_pictures, decode_lumas, decode_pixels, read_mask
+from .batches import BadRow, Samples
+from .columns import FUSED, IMAGES, MASK, NULL, read_columns
+from .decode import as_pictures, decode_luma, decode_lumas, decode_pixels, read_mask
 from .parquet_rows import ParquetRows, ReadLimits, RowError, find_parquet
+from .pictures import read_bytes
 from .resize import Resizer
 from .row_cache import small_row_groups
 
@@ -21,14 +22,6 @@ KEPT_IMAGE = 2**23  # bytes of a decoded image up to which its memory is used ag
 MASK_NOTE, NO_SHARED_MEMORY = 0, 1  # what all processes together report once
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class BadRow:
-    """In place of a sample, with `bad_rows="skip"`: the row, counted over all files, and a sentence on its fault."""
-
-    row: int
-    message: str
 
 
 class MMRISDataset(torch.utils.data.Dataset):
@@ -42,8 +35,11 @@ class MMRISDataset(torch.utils.data.Dataset):
         mask (with `masks` and `originals`): (h, w) uint8 array of 0 and 1, at the segmentation's own size.
         size (with `originals`): (width, height) of the visible image as stored.
         lumas (with `lumas`): 8-bit luma of both images at that size, see `decode_lumas`.
+        given (with `fused` or `fused_files`): (3, S, S) float32, the fused image, standardised as the other two.
+        fused_luma (likewise, with `lumas`): (h, w) uint8, its luma at that size.
         pictures (with `pictures`): both images at that size, (h, w, 3) uint8 RGB.
-    Visible image, infrared image and mask may differ in size: each is resized on its own.
+    The images and the mask may differ in size: each is resized on its own. With `lumas`, a row whose fused image has
+    another size than its visible image cannot be used.
 
     Attributes:
         questions, names: the sentence and the image name of each row, as sequences of str.
@@ -51,6 +47,8 @@ class MMRISDataset(torch.utils.data.Dataset):
             apart.
         input_ids, attention_mask: (rows, 20) int32 and uint8, the tokens of `questions`.
         cut: number of sentences with more than 20 tokens, of which only the first 20 are used.
+        fused_files: None, or a list with the path of each row's fused image, whatever the column `fused_image` holds;
+            a row for which it is None cannot be used. To be set before rows are read.
 
     Args:
         path: a parquet file, or a folder of them whose rows follow one another in the order of the file names.
@@ -58,10 +56,11 @@ class MMRISDataset(torch.utils.data.Dataset):
         img_size: S, a positive int, pixels.
         originals: also give `mask` and `size`.
         lumas: also give `lumas`, on which the fusion metrics work.
+        fused: also give `given`, from the column `fused_image`, which otherwise need not exist.
         pictures: also give `pictures`, for fusion at the visible image's size.
         masks: False leaves the column `segmentation` alone, which then need not exist.
         bad_rows: what becomes of a row that cannot be used (null, an image or mask that cannot be decoded, no words in
-            the sentence): "stop" raises an InputError, "skip" gives a `BadRow`, which `collate` leaves out.
+            the sentence): "stop" raises an InputError, "skip" gives a `BadRow`, which `batches.collate` leaves out.
         exact: resize images exactly as Pillow does, for evaluation. False is faster for images of which one side is
             `img_size` already, and then within 1/255 of Pillow's pixels.
         cache_dir: folder for copies of files with large row groups, from which rows are read fast in any order (see
@@ -74,15 +73,17 @@ class MMRISDataset(torch.utils.data.Dataset):
 
     def __init__(self, path: str, tokenizer, img_size: int = 480, originals: bool = False, masks: bool = True,
                  lumas: bool = False, bad_rows: str = "stop", exact: bool = False, cache_dir: str | None = None,
-                 limits: ReadLimits | None = None, pictures: bool = False):
+                 limits: ReadLimits | None = None, fused: bool = False, pictures: bool = False):
         if img_size < 1:
             raise ValueError(f"img_size must be a positive number of pixels, not {img_size}")
         if bad_rows not in ("stop", "skip"):
             raise ValueError(f"bad_rows must be stop or skip, not {bad_rows!r}")
         self.img_size, self.bad_rows = img_size, bad_rows
-        self.originals, self.masks, self.lumas, self.pictures = originals, masks, lumas, pictures
+        self.originals, self.masks, self.lumas, self.fused = originals, masks, lumas, fused
+        self.pictures = pictures
+        self.fused_files: list[str | None] | None = None
         files = find_parquet(path)
-        columns = [*IMAGES, MASK] if masks else list(IMAGES)
+        columns = [*IMAGES, *[FUSED] * fused, *[MASK] * masks]
         self.names, self.questions, self.indices, self._wordless = read_columns(path, files, columns)
         if self._wordless and bad_rows == "stop":
             raise InputError(self._wordless[min(self._wordless)])
@@ -112,6 +113,8 @@ class MMRISDataset(torch.utils.data.Dataset):
         count, side = len(rows), self.img_size
         tensors = {"vis": self._allocate((count, 3, side, side), torch.float32),
                    "ir": self._allocate((count, 3, side, side), torch.float32)}
+        if self.fused or self.fused_files is not None:
+            tensors["given"] = self._allocate((count, 3, side, side), torch.float32)
         if self.masks:
             tensors["target"] = self._allocate((count, side, side), torch.int64)
         samples, good = Samples(), 0
@@ -145,9 +148,34 @@ class MMRISDataset(torch.utils.data.Dataset):
             sample |= {"mask": mask, "size": size} if self.masks else {"size": size}
         if self.lumas:
             sample["lumas"] = decode_lumas(*(cells[column] for column in IMAGES))
+        if "given" in sample:
+            self._add_fused(sample, cells, row)
         if self.pictures:
             sample["pictures"] = as_pictures(vis, ir)
         return sample
+
+    def _add_fused(self, sample: dict, cells: dict, row: int) -> None:
+        if self.fused_files is not None:
+            cells = {FUSED: self._read_fused_file(row)}
+        pixels = self._decode(cells, FUSED, row)
+        self._resizer.image(pixels, sample["given"])
+        if self.lumas:
+            (height, width), (of_height, of_width) = pixels.shape[:2], sample["lumas"][0].shape
+            if (height, width) != (of_height, of_width):
+                raise RowError(f"{self._name_cell(row, FUSED)} is of {width}×{height} px, but the visible image of "
+                               f"{of_width}×{of_height} px; the fusion metrics compare pixel by pixel, so make them "
+                               "alike or leave these metrics out")
+            sample["fused_luma"] = decode_luma(cells[FUSED])
+
+    def _read_fused_file(self, row: int) -> bytes:
+        path = self.fused_files[row] if self.fused_files else None
+        if path is None:
+            file, number = self._rows.locate(row)
+            raise RowError(f"{file}: row {number}: there is no fused picture of it")
+        try:
+            return read_bytes(path)
+        except ValueError as error:
+            raise RowError(f"{printable(path)}: {error}") from error
 
     def _decode(self, cells: dict, column: str, row: int) -> np.ndarray:
         if cells[column] is None:
@@ -186,6 +214,8 @@ class MMRISDataset(torch.utils.data.Dataset):
         return torch.empty(0, dtype=dtype).set_(storage).view(shape)
 
     def _name_cell(self, row: int, column: str) -> str:
+        if column == FUSED and self.fused_files is not None:
+            return printable(self.fused_files[row] or "")
         file, number = self._rows.locate(row)
         return f"{file}: row {number}: {column}"
 
@@ -221,56 +251,6 @@ class MMRISDataset(torch.utils.data.Dataset):
         self.questions = self.questions.take(order)
         self.input_ids = self.input_ids[order]
         self.attention_mask = self.attention_mask[order]
-
-
-class Samples(list):
-    """Samples and `BadRow`s; `tensors` holds the images and targets of all samples, stacked."""
-
-    tensors: dict[str, torch.Tensor]
-
-
-def collate(samples: list[dict | BadRow]) -> dict:
-    """Samples of `MMRISDataset` as one batch, without rows that could not be used.
-
-    Returns:
-        What a sample holds: tensors stacked, `row` (B,) int64, `mask`, `size`, `lumas` and `pictures` still lists; and
-        `bad`, a list of sentences on the rows left out. If none is left, `row`, of length 0, and `bad` alone.
-    """
-    good = [sample for sample in samples if not isinstance(sample, BadRow)]
-    bad = [sample.message for sample in samples if isinstance(sample, BadRow)]
-    batch = {"row": torch.tensor([sample["row"] for sample in good], dtype=torch.int64), "bad": bad}
-    ready = samples.tensors if isinstance(samples, Samples) else {}
-    for key in good[0] if good else ():
-        if key != "row":
-            values = [sample[key] for sample in good]
-            is_tensor = isinstance(values[0], torch.Tensor)
-            batch[key] = ready[key] if key in ready else torch.stack(values) if is_tensor else values
-    return batch if torch.utils.data.get_worker_info() is None else _sendable(batch, ready.values())
-
-
-def _sendable(batch: dict, images: Iterable[torch.Tensor]) -> dict:
-    """A worker process's batch with all tensors in shared memory, or, where that is full, with all that need none.
-
-    PyTorch moves a tensor to shared memory while it sends it, in a thread whose errors nobody sees.
-    """
-    tensors = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
-    enough = all(image.is_shared() for image in images)
-    try:
-        for tensor in tensors.values() if enough else ():
-            tensor.share_memory_()
-    except RuntimeError:
-        enough = False
-    return batch if enough else batch | {key: _SentByPipe(tensor) for key, tensor in tensors.items()}
-
-
-class _SentByPipe:
-    """Pickles a tensor by its content; what arrives is a tensor."""
-
-    def __init__(self, tensor: torch.Tensor):
-        self.tensor = tensor
-
-    def __reduce__(self):
-        return torch.from_numpy, (self.tensor.numpy(),)
 
 
 def _shared_flags() -> torch.Tensor:

@@ -52,9 +52,13 @@ class Resizer:
             out_ir[2].copy_(torch.from_numpy(grey))
             _standardise([out_ir[2].numpy()] * 3, out_ir)
         else:
-            for pixels, out in ((vis, out_vis), (ir, out_ir)):
-                colours = cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGBA) if pixels.ndim == 2 else pixels
-                _standardise(self._resize(colours)[:3], out)
+            self.image(vis, out_vis)
+            self.image(ir, out_ir)
+
+    def image(self, pixels: np.ndarray, out: torch.Tensor) -> None:
+        """Resize a single image; as in `pair`."""
+        colours = cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGBA) if pixels.ndim == 2 else pixels
+        _standardise(self._resize(colours)[:3], out)
 
     def _grey(self, pixels: np.ndarray) -> np.ndarray:
         """An (h, w, 4) image in which all colours are grey as (h, w), a third of the work; others as they are."""

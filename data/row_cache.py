@@ -13,7 +13,7 @@ from utils.errors import InputError
 from utils.files import replacing
 from utils.progress import progress_bar
 
-from .columns import IMAGES, MASK
+from .columns import FUSED, IMAGES, MASK
 from .parquet_rows import ROWS_PER_GROUP, ParquetRows, ReadLimits, open_parquet, what_to_do
 
 try:
@@ -47,7 +47,7 @@ def small_row_groups(file: str, columns: list[str], cache_dir: str, limits: Read
     try:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         with _locked(os.path.dirname(target)):
-            if not _is_copy(target, file):
+            if not _is_copy(target, file, columns):
                 logger.info("%s: its row groups are large; a copy in small ones is written to %s, so that training can "
                             "read rows in any order. It is used again next time, and may be deleted", file, target)
                 _write_copy(file, target, min(ROWS_PER_GROUP, limits.few_rows))
@@ -106,18 +106,19 @@ def _stamp(file: str) -> bytes:
     return f"{status.st_size} {status.st_mtime_ns}".encode()
 
 
-def _is_copy(target: str, file: str) -> bool:
-    """Whether `target` is a whole copy of `file` as it is now; all copies have all columns of images and masks."""
+def _is_copy(target: str, file: str, columns: list[str]) -> bool:
+    """Whether `target` is a whole copy of `file` as it is now, with `columns`; earlier versions left FUSED out."""
     try:
         parquet = open_parquet(target)
     except (InputError, OSError):
         return False
-    return (parquet.schema_arrow.metadata or {}).get(SOURCE) == _stamp(file)
+    schema = parquet.schema_arrow
+    return (schema.metadata or {}).get(SOURCE) == _stamp(file) and set(columns) <= set(schema.names)
 
 
 def _write_copy(file: str, target: str, rows_per_group: int) -> None:
     parquet, stamp = open_parquet(file), _stamp(file)
-    columns = [column for column in (*IMAGES, MASK) if column in parquet.schema_arrow.names]
+    columns = [column for column in (*IMAGES, FUSED, MASK) if column in parquet.schema_arrow.names]
     schema = pa.schema([parquet.schema_arrow.field(column) for column in columns], {SOURCE: stamp})
     _check_room(os.path.dirname(target), parquet.metadata, columns)
     batches = parquet.iter_batches(batch_size=rows_per_group, columns=columns, use_threads=False)

@@ -1,6 +1,6 @@
 """Where BERT's vocabulary and configuration come from when a checkpoint is opened."""
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from utils.errors import UsageError
@@ -34,16 +34,19 @@ def check_given(given: dict[str, Any]) -> dict[str, str]:
     return folders
 
 
-def find_bert(given: dict[str, str], stored: dict[str, Any], embedded: dict[str, bool]) -> BertFolders:
+def find_bert(given: dict[str, str], stored: dict[str, Any], embedded: dict[str, bool],
+              fetch: Callable[[], str] | None = None) -> BertFolders:
     """The folders to use.
 
     For each of the two: the given folder; else the folder given for the other, if it has the file; else what the
-    checkpoint carries; else a folder that the checkpoint names, for this or for the other; else bert-base-uncased.
+    checkpoint carries; else a folder that the checkpoint names, for this or for the other; else bert-base-uncased,
+    in its usual folder or fetched.
 
     Args:
         given: of `check_given`.
         stored: `args` of the checkpoint.
         embedded: whether the checkpoint carries the vocabulary (`bert_tokenizer`) and the configuration (`ck_bert`).
+        fetch: gives a folder of bert-base-uncased; may raise an InputError.
     Raises:
         UsageError: there is none; names what is to be given.
     """
@@ -61,7 +64,9 @@ def find_bert(given: dict[str, str], stored: dict[str, Any], embedded: dict[str,
             found[name] = elsewhere[0]
         else:
             absent.append(name)
-    if absent:
+    if absent and fetch is not None:
+        found |= dict.fromkeys(absent, fetch())
+    elif absent:
         what = " or ".join(CONTENTS[name] for name in absent)
         named = ", ".join(sorted({f"'{printable(stored[name])}'" for name in FILES if stored.get(name)})) or "none"
         files = " and ".join(" or ".join(FILES[name]) for name in absent)

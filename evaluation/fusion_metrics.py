@@ -80,12 +80,18 @@ class FusionMeter:
         self._pair = self._baselines = None
 
     def add(self, batch: dict, output) -> None:
-        """Measure the model's output for a batch loaded with `lumas`, after JPEG compression as in the files."""
+        """Measure the fused images of a batch loaded with `lumas`.
+
+        The model's output is measured after JPEG compression as in the files, an image that was given as it is.
+        """
         for i, row in enumerate(batch["row"].tolist()):
             visible, infrared = batch["lumas"][i]
-            fused = fused_picture(batch, output, i, visible.shape[::-1])
-            written = np.asarray(Image.open(io.BytesIO(encode_jpeg(fused))).convert("L"))
-            measured = [fusion_metrics(written, visible, infrared), *self._of_baselines(visible, infrared)]
+            if "fused_luma" in batch:
+                luma = batch["fused_luma"][i]
+            else:
+                fused = fused_picture(batch, output, i, visible.shape[::-1])
+                luma = np.asarray(Image.open(io.BytesIO(encode_jpeg(fused))).convert("L"))
+            measured = [fusion_metrics(luma, visible, infrared), *self._of_baselines(visible, infrared)]
             self.values[row] = torch.tensor([[of[name] for name in NAMES] for of in measured], dtype=torch.float64)
 
     def _of_baselines(self, *pair: np.ndarray) -> list[dict[str, float]]:

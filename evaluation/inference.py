@@ -1,25 +1,28 @@
 """A checkpoint opened for use: its tokenizer, and its model with the requested precision and mirroring."""
 import argparse
+import functools
 import importlib.util
 import logging
 import numbers
 import os
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bert import Tokenizer, check_vocabulary
 from models import Output, build_from_checkpoint
-from models.architecture import parse_heads
+from models.architecture import fusion_method, parse_heads
 from models.build import check_kind
-from models.ris_fusion import Encoded, Words
+from models.ris_fusion import Encoded, RISFusion, Words
 from models.tta import average, average_fused, exchange, left_right_ids
 from utils import checkpoint
 from utils.content import embedded_bert
 from utils.device import compile_mode, warn_if_slow
-from utils.errors import UsageError, naming
+from utils.errors import InputError, UsageError, naming
 from utils.flags import image_size
+from utils.foreign import WEIGHTS
 from utils.sizes import LARGEST_SIDE, SMALLEST_SIDE
 from utils.text import printable_value
 
@@ -29,6 +32,8 @@ from .bert_files import check_given, find_bert
 fast = importlib.import_module("models.fast") if importlib.util.find_spec("models.fast") else None
 
 logger = logging.getLogger(__name__)
+
+FetchBert = Callable[[bool], str]
 
 
 class Inference(nn.Module):
@@ -53,13 +58,13 @@ class Inference(nn.Module):
         self.amp_dtype = amp_dtype
         self.compiled_for: int | None = 0 if compile_mode else None  # batch size, 0 before the first batch
 
-    def forward(self, vis: Tensor, ir: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Output:
+    def forward(self, vis: Tensor, ir: Tensor, input_ids: Tensor, attention_mask: Tensor, *given: Tensor) -> Output:
         """Fuse and segment; shapes as in `RISFusion`."""
         with self._autocast(vis.device):
-            outputs = [self._run(vis, ir, input_ids, attention_mask)]
+            outputs = [self._run(vis, ir, input_ids, attention_mask, *given)]
             if self.flip:
                 outputs.append(self._run(vis.flip(-1), ir.flip(-1), exchange(input_ids, self.left_right),
-                                         attention_mask))
+                                         attention_mask, *(tensor.flip(-1) for tensor in given)))
         return self._joined(outputs)
 
     def encode_pair(self, vis: Tensor, ir: Tensor) -> tuple[Encoded, ...]:
@@ -107,6 +112,17 @@ class Inference(nn.Module):
         return Output(*(tensor[:size].clone() for tensor in self.model(*inputs)))
 
 
+class LoadedCheckpoint(NamedTuple):
+    """A checkpoint's model as its networks are defined, in evaluation mode on the CPU, and what else it says."""
+
+    model: RISFusion
+    tokenizer: Tokenizer
+    img_size: int  # pixels
+    mha: str
+    fusion_method: str  # one of `utils.flags.FUSION_METHODS`
+    about: dict[str, Any]  # the entries that are no weights: `args`, `epoch` and more
+
+
 class OpenCheckpoint(NamedTuple):
     """A checkpoint ready for use, and the settings with which it was opened."""
 
@@ -114,29 +130,27 @@ class OpenCheckpoint(NamedTuple):
     tokenizer: Tokenizer
     img_size: int  # pixels
     mha: str
+    fusion_method: str  # one of `utils.flags.FUSION_METHODS`
 
 
-def open_checkpoint(path: str, device: torch.device, *, bert_tokenizer: str | None = None, ck_bert: str | None = None,
-                    img_size: int | None = None, mha: str | None = None, flip: bool = False, amp: bool = False,
-                    compiled: bool = False, keep_memory: bool = False) -> OpenCheckpoint:
-    """Open a file in the released format for evaluation on a device.
+def load_checkpoint(path: str, *, bert_tokenizer: str | None = None, ck_bert: str | None = None,
+                    img_size: int | None = None, mha: str | None = None, fetch_bert: FetchBert | None = None,
+                    must_fuse: bool = False) -> LoadedCheckpoint:
+    """Build the model of a checkpoint.
 
     Args:
-        path: the checkpoint.
-        device: where to compute.
+        path: a file in the released format, or a folder of `utils.model_folder`.
         bert_tokenizer, ck_bert: folders with BERT's vocabulary, and with its configuration (its weights are read only
             if the checkpoint has none); one serves for both, see `bert_files.find_bert`.
         img_size: side of the square images that the networks see, pixels, above 32.
         mha: attention heads of PWAM by stage, as in `4-4-4-4`; empty: one each. Where one of these four is None it is
             what the checkpoint carries or names, else bert-base-uncased in its usual folder, 480, and one head each.
-        flip: average with the mirrored images.
-        amp: compute in bfloat16 where that is safe, instead of float32.
-        compiled: compile with `torch.compile`.
-        keep_memory: let this process keep the memory of freed tensors, which is faster; for a program that does only
-            this.
+        fetch_bert: gives a folder of bert-base-uncased where that is in no usual folder; takes whether its weights are
+            needed.
+        must_fuse: refuse a checkpoint that was trained on given fused images, for a caller who has none to give it.
     Raises:
         UsageError: a file or folder does not exist, or an argument cannot be used; its `argument` says which.
-        InputError: the checkpoint or BERT's files are damaged or do not fit together.
+        InputError: the checkpoint or BERT's files are damaged or do not fit together, or see `must_fuse`.
     """
     given = check_given({"bert_tokenizer": bert_tokenizer, "ck_bert": ck_bert})
     if not isinstance(path, str | os.PathLike):
@@ -144,12 +158,18 @@ def open_checkpoint(path: str, device: torch.device, *, bert_tokenizer: str | No
     path = str(path)
     content = checkpoint.read(path)
     check_kind(content, path)
+    method = fusion_method(content)
+    if must_fuse and method == "given":
+        raise InputError(f"{path} was trained on fused images that came with the data (prefusion_model given), so it "
+                         "cannot fuse a pair of images; take a checkpoint of another fusion method, or evaluate this "
+                         "one with test.py")
     stored = checkpoint.stored_args(content)
     img_size = _image_size(img_size, stored.get("img_size"))
     mha, heads = _heads(mha, stored.get("mha"))
     bert = embedded_bert(content, path) if len(given) < 2 else None
     with_weights = bert is not None and content.get("bert_model") is not None
-    folders = find_bert(given, stored, {"bert_tokenizer": bert is not None, "ck_bert": with_weights})
+    fetch = functools.partial(fetch_bert, content.get("bert_model") is None) if fetch_bert else None
+    folders = find_bert(given, stored, {"bert_tokenizer": bert is not None, "ck_bert": with_weights}, fetch)
     with naming("bert_tokenizer"):
         if folders.bert_tokenizer is None:
             tokenizer = Tokenizer.from_vocabulary(bert["vocabulary"], path)
@@ -157,12 +177,37 @@ def open_checkpoint(path: str, device: torch.device, *, bert_tokenizer: str | No
             tokenizer = Tokenizer(folders.bert_tokenizer)
     model = build_from_checkpoint(content, path, folders.ck_bert, heads,
                                   bert["config"] if folders.ck_bert is None else None)
+    about = {name: value for name, value in content.items() if name not in WEIGHTS}
     del content, bert  # as large as the model, and not needed while that is prepared
     with naming("bert_tokenizer"):
         check_vocabulary(tokenizer, model.text_encoder)
     if stored.get("fuser_text") == "none":
         logger.info("%s: the fuser reads an empty sentence, as in training (fuser_text none)", path)
         model.fix_fuser_sentence(*tokenizer([""]))
+    return LoadedCheckpoint(model, tokenizer, img_size, mha, method, about)
+
+
+def open_checkpoint(path: str, device: torch.device, *, bert_tokenizer: str | None = None, ck_bert: str | None = None,
+                    img_size: int | None = None, mha: str | None = None, flip: bool = False, amp: bool = False,
+                    compiled: bool = False, keep_memory: bool = False, fetch_bert: FetchBert | None = None,
+                    must_fuse: bool = False) -> OpenCheckpoint:
+    """Open a checkpoint for evaluation on a device.
+
+    Args:
+        path, bert_tokenizer, ck_bert, img_size, mha, fetch_bert, must_fuse: as of `load_checkpoint`.
+        device: where to compute.
+        flip: average with the mirrored images.
+        amp: compute in bfloat16 where that is safe, instead of float32.
+        compiled: compile with `torch.compile`.
+        keep_memory: let this process keep the memory of freed tensors, which is faster; for a program that does only
+            this.
+    Raises:
+        UsageError: a file or folder does not exist, or an argument cannot be used; its `argument` says which.
+        InputError: the checkpoint or BERT's files are damaged or do not fit together, or see `must_fuse`.
+    """
+    model, tokenizer, img_size, mha, method, _ = load_checkpoint(
+        path, bert_tokenizer=bert_tokenizer, ck_bert=ck_bert, img_size=img_size, mha=mha, fetch_bert=fetch_bert,
+        must_fuse=must_fuse)
     left_right = left_right_ids(tokenizer) if flip else None
     if flip and left_right is None:
         logger.warning("%s does not have both `left` and `right` as words: sentences keep them for the mirrored image, "
@@ -176,7 +221,7 @@ def open_checkpoint(path: str, device: torch.device, *, bert_tokenizer: str | No
         if keep_memory:
             fast.keep_freed_memory(device)
     inference = Inference(model, flip, left_right, amp_dtype, compile_mode(device) if compiled else None)
-    return OpenCheckpoint(inference, tokenizer, img_size, mha)
+    return OpenCheckpoint(inference, tokenizer, img_size, mha, method)
 
 
 def _image_size(given: int | None, stored) -> int:

@@ -1,9 +1,11 @@
-"""What `predict.py` leaves for a pair of images and a sentence: pictures, and where the object is in words."""
-from typing import NamedTuple
+"""What `predict.py` leaves for a pair of images and a sentence: pictures, and where the object is."""
+import os
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
+from pycocotools import mask as coco
 
 from utils.draw import PNG_LEVEL, outlined, overlay, panel, panel_cell, resize
 from utils.files import replacing
@@ -24,7 +26,8 @@ class Part(NamedTuple):
     pixels: int
 
 
-def write_prediction(pair, text: str, prediction, stem: str, kinds=PICTURE_KINDS, suffix: str = "png") -> list[str]:
+def write_prediction(pair, text: str, prediction, stem: str, kinds=PICTURE_KINDS, suffix: str = "png"
+                     ) -> dict[str, str]:
     """Write `{stem}-fused.png` and so on.
 
     Args:
@@ -35,14 +38,14 @@ def write_prediction(pair, text: str, prediction, stem: str, kinds=PICTURE_KINDS
         kinds: which of PICTURE_KINDS to write. The panel shows the other pictures, at most `draw.WIDEST_PANEL` wide.
         suffix: `png`, or `jpg` for JPEG files of quality 95. A mask is PNG in any case: JPEG would blur its edges.
     Returns:
-        The paths of the pictures.
+        By kind, the paths of the pictures.
     Raises:
         InputError: one cannot be written.
     """
     draw = {"fused": lambda: prediction.fused, "mask": lambda: prediction.mask.astype(np.uint8) * 255,
             "overlay": lambda: overlay(prediction.fused, prediction.mask),
             "panel": lambda: prediction_panel(pair, text, prediction)}
-    paths = []
+    paths = {}
     for kind in kinds:
         kind_suffix = "png" if kind == "mask" else suffix
         path = f"{stem}-{kind}.{kind_suffix}"
@@ -50,7 +53,7 @@ def write_prediction(pair, text: str, prediction, stem: str, kinds=PICTURE_KINDS
             "format": "JPEG", "quality": 95}
         with replacing(path, durable=False) as temporary:
             Image.fromarray(draw[kind]()).save(temporary, **options)
-        paths.append(path)
+        paths[kind] = path
     return paths
 
 
@@ -62,6 +65,29 @@ def prediction_panel(pair, text: str, prediction) -> np.ndarray:
         pair.visible, pair.infrared, prediction.fused, prediction.mask))
     found = "prediction" if prediction.mask.any() else "prediction: nothing found"
     return panel(text, {"visible": visible, "infrared": infrared, "fused": fused, found: outlined(fused, mask)})
+
+
+def record(files, text: str, prediction, pictures: dict[str, str]) -> dict[str, Any]:
+    """A prediction as an entry of `predictions.json`.
+
+    Args:
+        files: the `data.pictures.PairOfFiles` of the pair.
+        text, prediction: as in `write_prediction`.
+        pictures: by kind, the paths of the pictures that were written.
+    Returns:
+        What `json` can write. `share` is a fraction of the image, `box` x, y, width and height in pixels,
+        `mean_probability` the mean over the mask's pixels; both are None if nothing was found. `segmentation` is the
+        mask as a run-length encoding in COCO's compressed form.
+    """
+    whole, _, _ = parts(prediction.mask)
+    encoded = coco.encode(np.asfortranarray(prediction.mask, dtype=np.uint8))
+    return {
+        "name": files.name, "visible": files.visible, "infrared": files.infrared, "text": text,
+        "found": whole is not None, "share": float(prediction.mask.mean()),
+        "box": whole and [whole.left, whole.top, whole.right - whole.left + 1, whole.bottom - whole.top + 1],
+        "mean_probability": whole and float(prediction.probability[prediction.mask].mean(dtype=np.float64)),
+        "segmentation": {"size": list(prediction.mask.shape), "counts": encoded["counts"].decode("ascii")},
+        "files": {kind: os.path.basename(path) for kind, path in pictures.items()}}
 
 
 def parts(mask: np.ndarray) -> tuple[Part | None, list[Part], int]:

@@ -12,7 +12,8 @@ class FusionRule(nn.Module):
 
     Args:
         rule: `average` or `maximum`: the luma of both images averaged, or the larger one, with the visible image's
-            chroma. `visible`: the visible image as it is. `infrared`: the infrared image's luma as grey.
+            chroma. `visible`: the visible image as it is. `infrared`: the infrared image's luma as grey. `given`:
+            nothing is computed, a fused image comes with each pair (see `RISFusion.forward`).
     """
 
     mean: Tensor  # (1, 3, 1, 1), as the other; in no state dict
@@ -29,7 +30,13 @@ class FusionRule(nn.Module):
         return self.decode(self.encode(vis, ir), text, mask)
 
     def encode(self, vis: Tensor, ir: Tensor) -> Tensor:
-        """vis, ir (B, 3, H, W), standardised, to the fused image, likewise."""
+        """vis, ir (B, 3, H, W), standardised, to the fused image, likewise.
+
+        Raises:
+            ValueError: the rule is `given`.
+        """
+        if self.rule == "given":
+            raise ValueError("this model fuses nothing; a fused image must be given with each pair")
         if self.rule == "visible":
             return vis
         infrared = luma((ir * self.std + self.mean).clamp(0, 1))

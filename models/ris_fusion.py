@@ -9,8 +9,14 @@ from .fusion_rules import FusionRule
 from .lavt import LAVT
 
 INPUTS = ("vis", "ir", "input_ids", "attention_mask")  # of the model, in this order; their names in a batch
+GIVEN = "given"  # likewise, a further input that only some batches have
 Words = tuple[Tensor, Tensor]  # (B, T, text width) last hidden states of the text encoder, (B, T) 1 on real tokens
 Encoded = EncodedPair | Tensor  # the latter: (B, 3, H, W), the fused image itself, if no sentence has a part in it
+
+
+def inputs_of(batch: dict) -> list[Tensor]:
+    """The model's inputs in a batch, in order: those named in INPUTS, and GIVEN where there is one."""
+    return [batch[name] for name in (*INPUTS, *[GIVEN] * (GIVEN in batch))]
 
 
 class Output(NamedTuple):
@@ -73,21 +79,24 @@ class RISFusion(nn.Module):
             part.eval()
         return self
 
-    def forward(self, vis: Tensor, ir: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Output:
+    def forward(self, vis: Tensor, ir: Tensor, input_ids: Tensor, attention_mask: Tensor, given: Tensor | None = None
+                ) -> Output:
         """Fuse and segment.
 
         Args:
             vis, ir: (B, 3, H, W) float, standardised; H or W above 32.
             input_ids: (B, T) int64 token ids, 0 on padding.
             attention_mask: (B, T) int64, 1 on real tokens.
+            given: (B, 3, H, W) fused images of any method, standardised; the segmenter sees them instead of what the
+                fuser would make.
         Raises:
             ValueError: H and W are both 32 or less.
         """
-        return self.answer(self.encode_pair(vis, ir), input_ids, attention_mask)
+        return self.answer(self.encode_pair(vis, ir, given), input_ids, attention_mask)
 
-    def encode_pair(self, vis: Tensor, ir: Tensor) -> Encoded:
+    def encode_pair(self, vis: Tensor, ir: Tensor, given: Tensor | None = None) -> Encoded:
         """The part of `forward` that does not depend on the sentence: the fuser's two encoders, or its rule."""
-        return self.fuser.encode(vis, ir)
+        return self.fuser.encode(vis, ir) if given is None else given
 
     def answer(self, pair: Encoded, input_ids: Tensor, attention_mask: Tensor) -> Output:
         """The rest of `forward`, for one sentence about each pair: text encoder, the fuser's decoder, segmenter.
@@ -113,7 +122,7 @@ class RISFusion(nn.Module):
             return text, attention_mask
         mask = torch.ones_like(self.fuser_ids)
         fixed = self._encode_text(self.fuser_ids, mask)
-        return fixed.expand(len(text), -1, -1), mask.expand(len(text), -1)
+        return fixed.expand(text.shape[0], -1, -1), mask.expand(text.shape[0], -1)
 
     def _encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, T) ids and mask to (B, T, text width)."""

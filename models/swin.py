@@ -58,7 +58,8 @@ class WindowAttention(swin_transformer.WindowAttention):
             (B·W, N, dim).
         """
         query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        bias = bias.to(query.dtype).expand(len(x) // len(bias), *bias.shape).flatten(0, 1)  # the same for every map
+        maps = x.shape[0] // bias.shape[0]  # not of len(), which torch.export takes for a constant
+        bias = bias.to(query.dtype).expand(maps, *bias.shape).flatten(0, 1)  # the same for every map
         x = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         return self.proj(x.transpose(1, 2).flatten(2))
 

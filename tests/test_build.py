@@ -91,6 +91,26 @@ def test_images_keep_their_bytes_and_masks_match_by_name(folder, capsys):
     assert "out.parquet: 2 rows, 2 images" in said and "4 images" in said and "the first is a2.jpg" in said
 
 
+def test_fused_pictures_become_a_column(folder, capsys):
+    (folder / "fused").mkdir()
+    for name, size in (("a1", (32, 24)), ("a0_1", (32, 24)), ("2", (16, 12))):
+        Image.new("RGB", size, (10 * size[0] // 16, 0, 0)).save(folder / "fused" / f"{name}.png")
+    table = write_csv(folder, ("a1.jpg", "the left one"), ("a0", "the right one"), ("a2", "another"))
+    rows = build(table, "--fused", folder / "fused")
+    assert [row["fused_image"] for row in rows] == [
+        (folder / "fused" / f"{name}.png").read_bytes() for name in ("a1", "a0_1", "2")]
+    assert f"another size than the visible one: {folder / 'fused' / '2.png'}" in capsys.readouterr().out
+    (folder / "out.parquet").unlink()
+    (folder / "fused" / "a1.png").write_bytes(b"no picture")
+    assert "a1.png cannot be decoded" in mistakes_of(table, "--fused", folder / "fused")
+    for name in ("a1", "2"):
+        (folder / "fused" / f"{name}.png").unlink()
+    message = mistakes_of(table, "--fused", folder / "fused")
+    assert message.startswith("2 mistakes") and "line 2: " in message and "fused has no picture of a2.jpg" in message
+    with pytest.raises(UsageError, match="--fused: there is no folder"):
+        build(table, "--fused", folder / "none")
+
+
 def test_the_data_set_reads_what_was_built_in_groups_of_16(folder, tiny_bert):
     from bert import Tokenizer
 

@@ -323,7 +323,7 @@ def test_validation_can_measure_the_losses(model):
     criterion = build_criterion(ARGS)
     metrics, counts = engine.evaluate(model, Loader([two, one]), CPU, criterion=criterion)
     with torch.no_grad():
-        totals = [float(criterion(model(*(batch[name] for name in engine.INPUTS)), batch["vis"], batch["ir"],
+        totals = [float(criterion(model(*engine.inputs_of(batch)), batch["vis"], batch["ir"],
                                   batch["target"])[1]["total"]) for batch in (two, one)]
     assert metrics["val_total"] == pytest.approx((2 * totals[0] + totals[1]) / 3, rel=1e-5)
     assert 0 < metrics["val_seg"] < metrics["val_total"] and len(counts) == 3

@@ -10,7 +10,7 @@ import torch
 from rows import make_row, tiny_tokenizer, write
 
 from data import MMRISDataset, evaluation_loader, training_loader
-from data.mm_ris import Samples
+from data.batches import Samples
 from utils.errors import InputError
 
 

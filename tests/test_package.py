@@ -82,7 +82,7 @@ def test_the_wheel_holds_one_package_without_tests_and_scripts(wheel):
     content = {path.relative_to(wheel / "ris_fusion").as_posix() for path in (wheel / "ris_fusion").rglob("*.*")}
     assert {"__init__.py", "engine.py", "predictor.py", "evaluation/report.html.jinja"} <= content
     left_out = ["benchmarks", "tests", "docs", "data/prepare", "compare.py", "predict.py", "test.py",
-                "train_with_lavt.py", *(f"data/{name}.py" for name in ("build_parquet", "check_parquet",
+                "train_with_lavt.py", *(f"data/{name}.py" for name in ("add_fused", "build_parquet", "check_parquet",
                                                                        "merge_parquet", "synthetic"))]
     for name in left_out:
         assert (ROOT / name).exists()

@@ -17,6 +17,7 @@ import predict
 from bert import Tokenizer
 from data import MMRISDataset, collate
 from data.pictures import read_pair, read_picture
+from data.prepare.pair_tables import Request
 from evaluation.predictions import describe, parts, prediction_panel
 from models import INPUTS, Output
 from predictor import Prediction, Predictor
@@ -55,7 +56,8 @@ def ask(trained, tmp_path):
 
 
 def written(folder) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    """The pictures and folders in a folder."""
+    return {path.name for path in folder.iterdir() if path.suffix != ".json"}
 
 
 def same(one, other) -> bool:
@@ -242,7 +244,7 @@ def test_folders_are_paired_by_name_and_bad_or_lonely_files_left_out_and_named(a
     (["../../etc", "das große Auto", "红色的汽车", "?"], ["a-etc", "a-das_große_Auto", "a-红色的汽车", "a-text"]),
     (["x" * 99], ["a-" + "x" * 60])])
 def test_every_sentence_gets_a_safe_name_of_its_own(texts, expected):
-    assert predict.result_names(["a"], texts) == [expected]
+    assert predict.result_names([Request(None, texts, ["a"] * len(texts))]) == [expected]
 
 
 def test_sentences_that_the_model_cannot_read_whole_are_pointed_out(ask, pictures):
@@ -262,6 +264,7 @@ def test_only_the_pictures_that_are_wanted_are_written(flags, expected, ask, pre
     assert answer.code == 0
     assert {name.rsplit("-", 1)[1] for name in written(tmp_path / "out")} == expected
     assert all(str(path) in answer.said for path in (tmp_path / "out").iterdir())
+    (tmp_path / "out" / "predictions.json").unlink()
     found = predictor(pictures.visible, pictures.infrared, LEFT)
     for path in (tmp_path / "out").iterdir():
         with Image.open(path) as image:
@@ -379,15 +382,16 @@ def test_pictures_of_an_earlier_run_are_kept_but_not_moved_for_nothing(ask, pict
     pair = pictures.folder / "visible" / "scene.png", pictures.folder / "infrared" / "scene.png"
     ask(*pair)
     ask(*pair, text=RIGHT)
-    assert len(written(tmp_path / "out")) == 8  # other names: nothing in the way
+    assert len(written(tmp_path / "out")) == 9  # other names: no picture in the way, but predictions.json
+    assert written(tmp_path / "out" / "earlier_run_1") == set()
     first = (tmp_path / "out" / "scene-the_red_disc_on_the_left-fused.png").stat().st_mtime_ns
-    assert "earlier_run_1" in ask(*pair).said
-    moved = tmp_path / "out" / "earlier_run_1"
+    assert "earlier_run_2" in ask(*pair).said
+    moved = tmp_path / "out" / "earlier_run_2"
     assert (moved / "scene-the_red_disc_on_the_left-fused.png").stat().st_mtime_ns == first
     assert len(written(moved)) == 4
     (tmp_path / "scene.png").write_text("no image")
     assert ask(tmp_path / "scene.png", pair[1]).code == 1
-    assert not (tmp_path / "out" / "earlier_run_2").exists()
+    assert not (tmp_path / "out" / "earlier_run_3").exists()
 
 
 def test_averaging_with_the_mirror_makes_left_and_right_alike(trained, pictures):

@@ -12,10 +12,12 @@ BELOW = {  # what each room may import of the others
     "models": {"bert", "utils"},
     "training": {"models", "data", "bert", "utils"},
     "evaluation": {"models", "data", "bert", "utils"},
+    "exporting": {"evaluation", "models", "data", "bert", "utils"},
     "engine.py": {"evaluation", "training", "models", "data", "bert", "utils"},
     "predictor.py": {"evaluation", "models", "data", "bert", "utils"},
 }
-OURS = {name.removesuffix(".py") for name in BELOW} | {"trainer", "evaluator", "train_with_lavt", "test", "predict"}
+OURS = {name.removesuffix(".py") for name in BELOW} | {
+    "trainer", "evaluator", "train_with_lavt", "test", "predict", "export"}
 
 
 def modules(room: str) -> list[Path]:

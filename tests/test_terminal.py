@@ -20,7 +20,8 @@ def help_of(name: str, stdout=subprocess.PIPE, **environment) -> subprocess.Comp
 
 
 SCRIPTS = ("train_with_lavt.py", "test.py", "predict.py", "compare.py", "utils/fetch_weights.py", "utils/plot_log.py",
-           *(f"data/{name}.py" for name in ("build_parquet", "check_parquet", "merge_parquet", "synthetic")))
+           *(f"data/{name}.py" for name in ("add_fused", "build_parquet", "check_parquet", "merge_parquet",
+                                            "synthetic")))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

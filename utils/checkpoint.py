@@ -14,38 +14,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import foreign
+from . import foreign, model_folder
 from .content import check_finite, check_structure
 from .errors import InputError, UsageError
 from .files import replacing
+from .model_folder import PARTS
 from .text import counted, first_line, printable
 
 logger = logging.getLogger(__name__)
 
-PARTS = {"model": "segmenter", "prefusion_model": "fuser", "bert_model": "text_encoder"}  # by key in the file
 MOST_EXPANSION = 20  # of a file that somebody compressed; weights hardly shrink
 
 
 def read(path: str) -> dict:
-    """Load a file that PyTorch saved, on the CPU and without running any code in it.
+    """Load a file that PyTorch saved, or a folder of `model_folder`, on the CPU and without running any code in it.
 
     Besides tensors and plain values only what `foreign.admitted` lists is read. The content is checked, see
     `content.check_structure`, and state dicts are given the form that our networks expect, see `foreign.normalise`.
 
     Args:
-        path: the file.
+        path: the file or folder.
     Raises:
-        UsageError: there is no such file.
+        UsageError: there is no such file, or no model in the folder.
         InputError: it is damaged, holds anything else or weights that are not finite, is no dict, or expands to
             many times its size.
     """
+    content = model_folder.read(path) if os.path.isdir(path) else _read_file(path)
+    check_structure(content, path)
+    content = foreign.normalise(content, path)
+    check_finite(content, path)
+    return content
+
+
+def _read_file(path: str):
+    """What PyTorch saved to a file."""
     if not os.path.isfile(path):
         raise UsageError(f"there is no file {path!r}; README.md, \"Data and weights\", says where to get it")
     _refuse_expanding(path)
     try:
         with foreign.admitted(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of kinds of tensors that are refused below
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except InputError as error:
         raise InputError(f"{path} {error}") from error
     except Exception as error:  # a damaged file can fail anywhere in PyTorch's reader
@@ -54,10 +63,6 @@ def read(path: str) -> dict:
                              "it was not opened, since loading that could run code") from error
         reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
         raise InputError(f"{path} cannot be read{reason}; it is damaged or was not saved by PyTorch") from error
-    check_structure(content, path)
-    content = foreign.normalise(content, path)
-    check_finite(content, path)
-    return content
 
 
 def _refuse_expanding(path: str) -> None:

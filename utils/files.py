@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import socket
 import time
 from collections import Counter
@@ -63,16 +64,51 @@ def replacing(path: str, durable: bool = True):
                 os.remove(temporary)
 
 
+def _new_name(folder: str) -> str:
+    return os.path.join(folder, f".writing-{machine_name()}-{os.getpid()}-{secrets.token_hex(8)}.tmp")
+
+
 def _new_file(folder: str) -> str:
     """Create an empty file that did not exist, readable by whom the umask allows."""
-    path = os.path.join(folder, f".writing-{machine_name()}-{os.getpid()}-{secrets.token_hex(8)}.tmp")
+    path = _new_name(folder)
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     return path
 
 
+@contextlib.contextmanager
+def replacing_folder(path: str):
+    """Give the name of a new folder beside `path`, which takes its place if the block succeeds and goes if not.
+
+    A folder that was at `path` is removed with all that it holds.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    path = os.path.realpath(path)
+    parent = os.path.dirname(path)
+    temporary = _new_name(parent)
+    earlier = f"{temporary}.earlier"  # not a name of LEFTOVER, so that it is not removed before the new one is there
+    try:
+        os.makedirs(parent, exist_ok=True)
+        remove_leftovers(parent)
+        os.mkdir(temporary)
+        yield temporary
+        for name in os.listdir(temporary):
+            with open(os.path.join(temporary, name), "rb+") as file:
+                os.fsync(file.fileno())
+        if os.path.isdir(path):
+            os.rename(path, earlier)
+        os.rename(temporary, path)
+        shutil.rmtree(earlier, ignore_errors=True)
+    except OSError as error:
+        raise InputError(f"{path}: it cannot be written ({error.strerror or first_line(error)})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 @functools.cache  # once for each folder
 def remove_leftovers(folder: str) -> None:
-    """Remove temporary files of `replacing` whose process is dead, or which are older than a day."""
+    """Remove temporary files and folders whose process is dead, or which are older than a day."""
     for name in os.listdir(folder):
         if not (match := re.fullmatch(LEFTOVER, name)):
             continue
@@ -81,7 +117,7 @@ def remove_leftovers(folder: str) -> None:
             here = match["machine"] == machine_name()
             old = time.time() - os.lstat(path).st_mtime > 24 * 60 * 60
             if old or here and not _is_running(int(match["process"])):
-                os.remove(path)
+                shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
 
 
 def _is_running(process: int) -> bool:

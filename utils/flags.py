@@ -13,8 +13,10 @@ from .text import LONGEST_LINE, printable
 BERT = "./bert/pretrained_weights/bert-base-uncased"
 SPLITS = ("train", "val", "test")
 RANDOM_IF_EMPTY = ("ck_bert", "ck_prefusion", "init_from", "init_from_lavt_one", "pretrained_swin_weights")
-FUSION_METHODS = ("unet_fuser", "average", "maximum", "visible", "infrared")  # all but the first: no parameters
+FUSION_METHODS = ("unet_fuser", "average", "maximum", "visible", "infrared", "given")  # the first alone has parameters
 PICTURE_KINDS = ("fused", "mask", "overlay", "panel")  # that predict.py writes
+FILM_VIEWS = ("fused", "overlay", "panel")  # that its films show
+FILM_SUFFIXES = (".avi", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv")
 
 
 class Ignored(argparse.Action):
@@ -110,6 +112,19 @@ def fuse_size(text: str) -> str | int:
 def tile_side(text: str) -> int:
     """An argparse type: the side of a tile in pixels, or 0."""
     return 0 if text == "0" else at_least(SMALLEST_TILE, most=LARGEST_SIDE)(text)
+
+
+def time_range(text: str) -> tuple[float, float]:
+    """An argparse type: two times in seconds with a colon between; without the first 0, without the second infinity."""
+    try:
+        first, last = (float(part) if part else None for part in text.split(":"))
+    except ValueError:
+        first, last = math.nan, math.nan
+    found = (0.0 if first is None else first, math.inf if last is None else last)
+    if not 0 <= found[0] < found[1]:
+        raise argparse.ArgumentTypeError("must be two times in seconds, the second later, as in 1.5:20, 5: or :20, not "
+                                         f"'{printable(text, 40)}'")
+    return found
 
 
 def heads_by_stage(text: str) -> str:

@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from utils.errors import InputError
+from utils.errors import InputError, naming
 from utils.files import replacing
 from utils.progress import progress_bar
 from utils.text import counted, printable
 
-from ..columns import SCHEMA
+from ..columns import FUSED, SCHEMA, SCHEMA_WITH_FUSED
 from ..decode import decode_image, read_mask
+from ..fused_pictures import match_rows
 from ..pairing import INFRARED_WORDS, MASK_WORDS, VISIBLE_WORDS
 from ..parquet_rows import ROWS_PER_GROUP
 from ..pictures import oddities_of_pair, orientation, read_bytes
@@ -37,6 +38,7 @@ class Item(NamedTuple):
     visible: str  # paths
     infrared: str
     mask: str | None  # None: the entry has a polygon or an RLE
+    fused: str | None = None  # None: the data set gets no such column
 
 
 class Mistakes:
@@ -63,7 +65,8 @@ class Mistakes:
             raise InputError(f"{self._sentences[0]}; nothing was written")
 
 
-def build(table: str, folders: tuple[str, str, str], outs: list[str], shares: list[float], seed: int) -> list[str]:
+def build(table: str, folders: tuple[str, str, str], outs: list[str], shares: list[float], seed: int,
+          fused: str | None = None) -> list[str]:
     """Write the entries of `table` to parquet files, all of them or, if anything is wrong, none.
 
     Memory holds the whole table, and the images of one row group for each file.
@@ -74,6 +77,7 @@ def build(table: str, folders: tuple[str, str, str], outs: list[str], shares: li
         outs: the files to write.
         shares: of the images, for each file, adding up to 1; images that share a file's content stay together.
         seed: of the choice; the same images, shares and seed give the same parts, whatever the table's order.
+        fused: folder of fused pictures for the column `fused_image`, see `fused_pictures.match_rows`; None: no column.
     Returns:
         A sentence on each file that was written, and on each kind of oddity.
     Raises:
@@ -82,7 +86,10 @@ def build(table: str, folders: tuple[str, str, str], outs: list[str], shares: li
     """
     check_outputs(outs, [table])
     items, notes = find_files(table, folders)
-    check_outputs(outs, [table, *{path for item in items for path in (item.visible, item.infrared, item.mask) if path}])
+    if fused is not None:
+        items = with_fused(items, fused)
+    read = {path for item in items for path in (item.visible, item.infrared, item.mask, item.fused) if path}
+    check_outputs(outs, [table, *read])
     parts = [0] * len(items)
     if len(outs) > 1:
         part_of = split_by_image(digests_of(items), shares, seed)
@@ -121,6 +128,18 @@ def find_files(table: str, folders: tuple[str, str, str]) -> tuple[list[Item], l
     return items, notes
 
 
+def with_fused(items: list[Item], folder: str) -> list[Item]:
+    """The items with their fused pictures; the number of an item is its `index`."""
+    with naming("fused"):
+        paths = match_rows(folder, [item.name for item in items], range(len(items))).paths
+    mistakes = Mistakes()
+    for item, path in zip(items, paths, strict=True):
+        if path is None:
+            mistakes.add(item.entry.where, f"{printable(folder)} has no picture of {printable(item.name)}")
+    mistakes.stop_if_any()
+    return [item._replace(fused=path) for item, path in zip(items, paths, strict=True)]
+
+
 class Finder:
     """Finds the files that belong to an entry in the folders of visible images, infrared images and masks."""
 
@@ -157,11 +176,12 @@ def digests_of(items: list[Item]) -> Iterator[tuple[str, list[bytes]]]:
 def write(items: list[Item], parts: list[int], outs: list[str]) -> list[str]:
     """Write item i as a row of `outs[parts[i]]`; return sentences. Parts without items are not written."""
     mistakes, maker = Mistakes(), RowMaker()
+    schema = SCHEMA if items[0].fused is None else SCHEMA_WITH_FUSED
     rows, images = Counter(parts), [set() for _ in outs]
     with contextlib.ExitStack() as stack:
         temporary = {part: stack.enter_context(replacing(outs[part])) for part in sorted(rows)}
         # Entered later, so left earlier: all files are complete before the first is put in its place.
-        writers = {part: stack.enter_context(pq.ParquetWriter(path, SCHEMA)) for part, path in temporary.items()}
+        writers = {part: stack.enter_context(pq.ParquetWriter(path, schema)) for part, path in temporary.items()}
         waiting = {part: [] for part in rows}
         bar = progress_bar(items, desc="writing", unit="row")
         for index, (item, part) in enumerate(zip(bar, parts, strict=True)):
@@ -174,12 +194,12 @@ def write(items: list[Item], parts: list[int], outs: list[str]) -> list[str]:
             images[part].add(item.name)
             waiting[part].append(row)
             if len(waiting[part]) == ROWS_PER_GROUP:
-                writers[part].write_table(pa.Table.from_pylist(waiting[part], SCHEMA))
+                writers[part].write_table(pa.Table.from_pylist(waiting[part], schema))
                 waiting[part] = []
         mistakes.stop_if_any()
         for part, left in waiting.items():
             if left:
-                writers[part].write_table(pa.Table.from_pylist(left, SCHEMA))
+                writers[part].write_table(pa.Table.from_pylist(left, schema))
     written = [f"wrote {outs[part]}: {counted(rows[part], 'row')}, {counted(len(images[part]), 'image')}"
                for part in sorted(rows)]
     return written + maker.notes()
@@ -217,7 +237,15 @@ class RowMaker:
             self._pair = pair
         mask = io.BytesIO()
         np.save(mask, np.ascontiguousarray(self._mask(item)), allow_pickle=False)
-        return self._cells | {"index": index, "question": item.entry.expression, "segmentation": mask.getvalue()}
+        fused = {} if item.fused is None else {FUSED: self._read_fused(item)}
+        return self._cells | fused | {"index": index, "question": item.entry.expression,
+                                      "segmentation": mask.getvalue()}
+
+    def _read_fused(self, item: Item) -> bytes:
+        content = read_file(item.fused)
+        if decoded(item.fused, content).shape[:2] != self._size:
+            self._note("the fused image has another size than the visible one", item.fused)
+        return content
 
     def _mask(self, item: Item) -> np.ndarray:
         height, width = self._size

@@ -16,7 +16,7 @@ from utils.progress import progress_bar
 from utils.text import LONGEST_LINE, first_line, printable
 
 from ..cells import column_problem, plain_rows
-from ..columns import IMAGES, MASK, TEXT
+from ..columns import FUSED, IMAGES, MASK, TEXT
 from ..parquet_rows import find_parquet, open_parquet
 from .row_checks import ERROR, WARNING, CheckedRow, Problem, check_row
 
@@ -141,7 +141,7 @@ class Checker:
         row = 0  # over all sets
         for data, file, rows in self._files:
             parquet = open_parquet(file)
-            columns = [name for name in (*TEXT, *BYTES, "index") if name in parquet.schema_arrow.names]
+            columns = [name for name in (*TEXT, *BYTES, FUSED, "index") if name in parquet.schema_arrow.names]
             data.has_index &= "index" in columns
             batches = parquet.iter_batches(batch_size=ROWS_PER_JOB, columns=columns, use_threads=False)
             first = 0
@@ -246,7 +246,8 @@ def check_rows(rows: list[tuple[dict, dict[str, str]]], thumbnails: list[int]) -
 
 
 def check_columns(schema: pa.Schema) -> list[Problem]:
-    """What is wrong with the columns of a file."""
+    """What is wrong with the columns of a file, of which FUSED may be absent."""
+    byte_columns = [*BYTES, *[FUSED] * (FUSED in schema.names)]
     problems = [(column, column_problem(schema, column, wanted))
-                for columns, wanted in ((TEXT, "text"), (BYTES, "bytes")) for column in columns]
+                for columns, wanted in ((TEXT, "text"), (byte_columns, "bytes")) for column in columns]
     return [Problem(ERROR, "column", column, reason) for column, reason in problems if reason]

@@ -47,8 +47,7 @@ def merge(parts: list[str], outs: list[str], shares: list[float], seed: int) -> 
     files = [open_parquet(part) for part in parts]
     for part, file in zip(parts, files, strict=True):
         check_schema(parts[0], files[0].schema_arrow, part, file.schema_arrow)
-    schema = files[0].schema_arrow
-    schema = without_views(pa.schema([field.with_nullable(True) for field in schema], schema.metadata))
+    schema = writable(files[0].schema_arrow)
     sources = list(zip(parts, files, strict=True))
     total = sum(file.metadata.num_rows for file in files)
     if len(shares) == 1:
@@ -71,6 +70,11 @@ def merge(parts: list[str], outs: list[str], shares: list[float], seed: int) -> 
     rows, images = Counter(numbers.tolist()), Counter(part_of.values())
     return [f"wrote {out}: {counted(rows[number], 'row')}, {counted(images[number], 'image')}"
             for number, out in outs.items()]
+
+
+def writable(schema: pa.Schema) -> pa.Schema:
+    """The schema in which rows of another are written: all columns may be empty, none is a view."""
+    return without_views(pa.schema([field.with_nullable(True) for field in schema], schema.metadata))
 
 
 def write(sources: list[tuple[str, pq.ParquetFile]], schema: pa.Schema, numbers: np.ndarray, outs: dict[int, str]

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..columns import IMAGES, MASK, NO_WORDS, NULL
+from ..columns import FUSED, IMAGES, MASK, NO_WORDS, NULL
 from ..decode import decode_image, read_mask
 from ..pictures import oddities_of_pair, orientation
 
@@ -39,7 +39,7 @@ def check_row(cells: dict, thumbnail: int = 0, unusable: dict[str, str] | None =
     """Look at everything in one row.
 
     Args:
-        cells: the columns of the schema as Python values; `index` may be missing.
+        cells: the columns of the schema as Python values; `index` and `fused_image` may be missing.
         thumbnail: width in pixels, and greatest height, of `thumbnails`; 0: none. Unusable rows have none.
         unusable: columns whose cell is None because it cannot be used, and why.
     """
@@ -51,8 +51,9 @@ def check_row(cells: dict, thumbnail: int = 0, unusable: dict[str, str] | None =
     if sentence is not None and not sentence.strip():
         problems.append(Problem(ERROR, "expression", "question", NO_WORDS))
     pictures = [_decode_image(cells, column, problems) for column in IMAGES]
+    fused = _decode_image(cells, FUSED, problems) if FUSED in cells else None
     mask = _decode_mask(cells, problems)
-    problems += _oddities(cells, pictures, mask)
+    problems += _oddities(cells, pictures, fused, mask)
     sizes = [array if array is None else array.shape[1::-1] for array in (*pictures, mask)]
     row = CheckedRow(problems, [_digest(picture) for picture in pictures], _digest(mask), sizes,
                      None if mask is None else float(mask.mean()), len((sentence or "").split()), None)
@@ -61,15 +62,16 @@ def check_row(cells: dict, thumbnail: int = 0, unusable: dict[str, str] | None =
     return row
 
 
-def _oddities(cells: dict, pictures: list[np.ndarray | None], mask: np.ndarray | None) -> list[Problem]:
+def _oddities(cells: dict, pictures: list[np.ndarray | None], fused: np.ndarray | None, mask: np.ndarray | None
+              ) -> list[Problem]:
     """Warnings about what can be used, but is probably not as it was meant."""
     problems = []
-    for column, picture in zip(IMAGES, pictures, strict=True):
+    for column, picture in zip((*IMAGES, FUSED), (*pictures, fused), strict=True):
         if picture is not None and orientation(cells[column]) != 1:
             problems.append(Problem(WARNING, "turned", column, "has an EXIF orientation, which training and evaluation "
                                                                "ignore"))
     visible, infrared = pictures
-    for column, array in ((IMAGES[1], infrared), (MASK, mask)):
+    for column, array in ((IMAGES[1], infrared), (FUSED, fused), (MASK, mask)):
         if visible is not None and array is not None and array.shape[:2] != visible.shape[:2]:
             problems.append(Problem(WARNING, "size", column, f"has {array.shape[1]} x {array.shape[0]} pixels, "
                                     f"visible_image has {visible.shape[1]} x {visible.shape[0]}"))

@@ -51,9 +51,9 @@ def _read_file(path: str) -> Iterator[tuple[str, Entry | str]]:
     if suffix not in TABLES:
         raise ValueError(f"must be one of {', '.join(TABLES)}, or a folder of LabelMe's .json files; export a "
                          "spreadsheet as CSV")
-    read = {".json": _read_json, ".jsonl": _read_json_lines}.get(suffix, _read_csv)
+    read = {".json": _read_json, ".jsonl": _read_json_lines}.get(suffix, read_csv)
     try:
-        for position, record in read(_read_text(path)):
+        for position, record in read(read_text(path)):
             where = f"{printable(path)}, {position}"
             if isinstance(record, str):
                 yield where, record
@@ -66,7 +66,7 @@ def _read_file(path: str) -> Iterator[tuple[str, Entry | str]]:
         raise ValueError(f"is not a table ({error})") from error
 
 
-def _read_text(path: str) -> str:
+def read_text(path: str) -> str:
     """The content of a text file, whichever of the usual encodings it has."""
     with open(path, "rb") as file:
         content = file.read()
@@ -84,16 +84,30 @@ def _read_text(path: str) -> str:
         raise ValueError(f"is not {name} text (byte {error.start}); save it as \"CSV UTF-8\" or the like") from error
 
 
-def _read_csv(text: str) -> Iterator[tuple[str, dict | str]]:
+def read_csv(text: str, needed: tuple[str, ...] = NEEDED, optional: tuple[str, ...] | None = None
+             ) -> Iterator[tuple[str, dict | str]]:
+    """The records of a table with a header, each after its line; instead of a record that is wrong, the reason.
+
+    Args:
+        text: cells are separated by commas, semicolons or tabs.
+        needed: columns that must be there.
+        optional: the only others that may be; None: any.
+    Raises:
+        ValueError: the header does not do; says why.
+        csv.Error: it is no table.
+    """
     csv.field_size_limit(2**31 - 1)  # a polygon may be longer than the default of 128 kB
-    separator, start = _separator(text)
+    separator, start = _separator(text, needed)
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     for _ in range(start):
         next(rows)
     header = [name.strip() for name in next(rows, [])]
-    for name in NEEDED:
+    for name in needed:
         if name not in header:
             raise ValueError(f"has no column {name}; its first line is {printable(', '.join(header)) or 'empty'}")
+    if optional is not None and (unknown := [name for name in header if name not in (*needed, *optional)]):
+        raise ValueError(f"has columns that are not known: {printable(', '.join(unknown)) or 'one without a name'}; it "
+                         f"may have {', '.join((*needed, *optional))}")
     if len(set(header)) < len(header):
         raise ValueError("has two columns of the same name")
     for row in rows:
@@ -106,7 +120,7 @@ def _read_csv(text: str) -> Iterator[tuple[str, dict | str]]:
             yield f"line {rows.line_num}", dict(zip(header, row, strict=True))
 
 
-def _separator(text: str) -> tuple[str, int]:
+def _separator(text: str, needed: tuple[str, ...]) -> tuple[str, int]:
     """What separates the cells, and the number of lines before the header: Excel's own `sep=;` may stand there."""
     first = text.split("\n", 1)[0].strip().lower()
     start = int(first.startswith("sep="))
@@ -116,7 +130,7 @@ def _separator(text: str) -> tuple[str, int]:
             header = [[name.strip() for name in next(rows, [])] for _ in range(start + 1)][-1]
         except csv.Error:  # such as a quotation mark that is never closed
             continue
-        if set(NEEDED) <= set(header):
+        if set(needed) <= set(header):
             return separator, start
     return ",", start
 
@@ -154,13 +168,13 @@ def _read_json_lines(text: str) -> Iterator[tuple[str, dict | str]]:
 
 
 def _to_entry(where: str, record: dict) -> Entry:
-    image, expression = (_text(record.get(key), key) for key in NEEDED)
+    image, expression = (nonempty_text(record.get(key), key) for key in NEEDED)
     shapes = {key: record[key] for key in SHAPES if record.get(key) not in (None, "", [], {})}
     if len(shapes) > 1:
         raise ValueError(f"has {' and '.join(shapes)}; give one of them")
     shape, value = next(iter(shapes.items()), (None, None))
     if shape == "mask":
-        value = _text(value, "mask")
+        value = nonempty_text(value, "mask")
     if shape in ("polygon", "rle") and isinstance(value, str):
         try:
             value = _parse(value)
@@ -169,7 +183,12 @@ def _to_entry(where: str, record: dict) -> Entry:
     return Entry(where, image, expression, shape, value, record.get("by_category") is True)
 
 
-def _text(value: object, key: str) -> str:
+def nonempty_text(value: object, key: str) -> str:
+    """The text in a cell or under a key, without white space around it.
+
+    Raises:
+        ValueError: there is none, or it is no text.
+    """
     if value is None:
         raise ValueError(f"{key} is missing")
     if not isinstance(value, str):

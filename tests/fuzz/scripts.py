@@ -63,6 +63,7 @@ def command_seeds() -> list[list[str]]:
         ["data/check_parquet.py", "IN/data.parquet", "--out_dir", "OUT/c", "--samples", "2", "-j", "0", "--strict"],
         ["data/merge_parquet.py", "IN/data.parquet", "IN/data.parquet", "--out", "OUT/x.parquet"],
         ["data/merge_parquet.py", "IN/data.parquet", "--out", "OUT/s", "--split", "0.6,0.2,0.2", "--seed", "2"],
+        ["data/add_fused.py", "IN/data.parquet", "--fused", "IN/visible", "--out", "OUT/x.parquet"],
         ["compare.py", "IN/run", "IN/run/metrics.json", "--seed", "1"],
         ["utils/plot_log.py", "IN/run", "IN/run", "--out", "OUT/x.png"],
         ["predict.py", "--ckpt", "IN/model.pth", "--visible", "IN/visible", "--infrared", "IN/infrared", "--text",

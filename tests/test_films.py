@@ -1,0 +1,201 @@
+"""Films: two of them in, one out."""
+import io
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import in_process
+from PIL import Image
+
+from data.films import Pairing, open_film
+from evaluation.films import make_film
+from predictor import Prediction
+from utils.errors import InputError, UsageError
+
+ALL = (0, float("inf"))
+
+
+def write_film(path, levels, rate=10, size=(64, 48), start=0.0, codec="libx264"):
+    """A film of plain frames of these grey levels."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for number, level in enumerate(levels):
+            frame = av.VideoFrame.from_ndarray(np.full((*size[::-1], 3), level, np.uint8), format="rgb24")
+            frame.pts = number + round(start * rate)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return str(path)
+
+
+def write_frames(folder, levels, size=(64, 48)):
+    folder.mkdir()
+    for number, level in levels.items():
+        Image.fromarray(np.full((*size[::-1], 3), level, np.uint8)).save(folder / f"frame_{number:03}.png")
+    return str(folder)
+
+
+def read(path) -> list[tuple[float, np.ndarray]]:
+    with av.open(str(path)) as container:
+        return [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+
+
+def levels(pairs) -> list[tuple[int, int]]:
+    """Grey levels of pairs of frames, to tens."""
+    return [tuple(round(frame.read().mean() / 10) * 10 for frame in pair) for pair in pairs]
+
+
+class Average:
+    """Stands for a Predictor: the average of both, the object where the infrared image is brighter than 150."""
+
+    def __init__(self, fail_at=None):
+        self.calls, self.fail_at = 0, fail_at
+
+    def encode_pair(self, visible, infrared):
+        self.calls += 1
+        if self.calls == self.fail_at:
+            raise KeyboardInterrupt
+        infrared = np.asarray(Image.fromarray(infrared).resize(visible.shape[1::-1]))
+        return SimpleNamespace(visible=visible, infrared=infrared)
+
+    def predict(self, pair, text):
+        fused = ((pair.visible.astype(int) + pair.infrared) // 2).astype(np.uint8)
+        mask = pair.infrared[..., 0] > 150
+        return Prediction(fused, mask, mask.astype(np.float32))
+
+
+def film(path, seconds=ALL, rate=10.0):
+    return open_film(path, seconds, rate, 10**6)
+
+
+def test_frames_are_paired_by_time_at_differing_rates_and_the_rest_counted(tmp_path):
+    visible = film(write_film(tmp_path / "v.mp4", range(10, 130, 10), rate=10))  # 0 to 1.1 s
+    infrared = film(write_film(tmp_path / "i.mp4", range(100, 200, 20), rate=5, size=(32, 24)))  # 0 to 0.8 s
+    pairing = Pairing(visible, infrared)
+    found = levels(pairing)
+    assert len(found) == 10 and pairing.dropped_visible == 2 and pairing.dropped_infrared == 0
+    assert found[0::2] == [(10, 100), (30, 120), (50, 140), (70, 160), (90, 180)]
+    swapped = Pairing(film(str(tmp_path / "i.mp4")), film(str(tmp_path / "v.mp4")))
+    assert levels(swapped) == [(100, 10), (120, 30), (140, 50), (160, 70), (180, 90)]
+    assert swapped.dropped_visible == 0 and swapped.dropped_infrared == 7
+
+
+def test_frames_of_folders_are_paired_by_their_numbers(tmp_path):
+    visible = write_frames(tmp_path / "v", {1: 10, 2: 20, 3: 30, 10: 100})
+    infrared = write_frames(tmp_path / "i", {2: 120, 3: 130, 4: 140, 10: 200})
+    pairing = Pairing(film(visible), film(infrared))
+    assert levels(pairing) == [(20, 120), (30, 130), (100, 200)]
+    assert pairing.dropped_visible == 1 and pairing.dropped_infrared == 1
+    assert [frame.time for frame in film(visible, (0.2, 1.0))] == [0.2, 0.3]
+
+
+@pytest.mark.parametrize("show", ["fused", "overlay", "panel"])
+def test_a_film_has_the_visible_frames_times_and_an_even_size(show, tmp_path, caplog):
+    caplog.set_level("INFO")
+    write_frames(tmp_path / "v", {number: 40 + 10 * number for number in (3, 4, 6, 7)}, size=(63, 47))
+    infrared = write_film(tmp_path / "i.mp4", [100] * 6 + [200] * 3)
+    out = tmp_path / "out.mp4"
+    make_film(Average(), (film(str(tmp_path / "v")), film(infrared)), "the disc", str(out), show=show)
+    frames = read(out)
+    assert [time for time, _ in frames] == pytest.approx([0, 0.1, 0.3, 0.4], abs=1e-3)
+    assert "4 frames, the object found in 2 of them" in caplog.text
+    with av.open(str(out)) as container:
+        codec = container.streams.video[0].codec_context
+        assert (codec.name, codec.pix_fmt) == ("h264", "yuv420p")
+    content = out.read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")  # plays before it has been loaded whole
+    if show == "panel":
+        assert frames[0][1].shape[1] > 120
+    else:
+        assert frames[0][1].shape == (48, 64, 3)
+        assert np.abs(frames[1][1].astype(int) - 90).max() <= 3
+        colour = frames[3][1][24, 32].astype(int)
+        assert np.abs(colour - ([155, 155, 155] if show == "fused" else [205, 78, 78])).max() <= 6
+
+
+def test_every_and_seconds_choose_frames(tmp_path):
+    files = [write_film(tmp_path / name, range(20, 220, 10)) for name in ("v.mp4", "i.mp4")]
+    make_film(Average(), tuple(film(path, (0.5, 1.5)) for path in files), "a", str(tmp_path / "out.mp4"), show="fused",
+              every=4)
+    frames = read(tmp_path / "out.mp4")
+    assert [round(time, 3) for time, _ in frames] == [0, 0.4, 0.8]
+    assert [round(frame.mean() / 10) * 10 for _, frame in frames] == [70, 110, 150]
+
+
+def test_what_was_made_before_an_interruption_can_be_played(tmp_path):
+    files = [write_film(tmp_path / name, range(20, 220, 10)) for name in ("v.mp4", "i.mp4")]
+    with pytest.raises(KeyboardInterrupt):
+        make_film(Average(fail_at=8), tuple(map(film, files)), "a", str(tmp_path / "out.mp4"))
+    assert len(read(tmp_path / "out.mp4")) == 7
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["i.mp4", "out.mp4", "v.mp4"]
+
+
+def test_a_damaged_frame_ends_the_film_before_it(tmp_path):
+    frames = [write_frames(tmp_path / name, dict.fromkeys(range(5), 90)) for name in "vi"]
+    (tmp_path / "i" / "frame_003.png").write_text("no picture")
+    with pytest.raises(InputError, match="frame_003.png cannot be decoded"):
+        make_film(Average(), tuple(map(film, frames)), "a", str(tmp_path / "out.mp4"))
+    assert len(read(tmp_path / "out.mp4")) == 3
+
+
+def test_films_without_a_common_time_say_so_and_leave_nothing(tmp_path):
+    early, late = (write_frames(tmp_path / name, dict.fromkeys(numbers, 90)) for name, numbers in (
+        ("v", range(5)), ("i", range(90, 95))))
+    for files, message in (((early, late), "no frames at the same time: .*v from 0.00 to 0.40 s and .*i from 9.00"),
+                           ((early, write_frames(tmp_path / "empty", {})), "empty holds no frames")):
+        with pytest.raises(InputError, match=message):
+            make_film(Average(), tuple(map(film, files)), "a", str(tmp_path / "out.mp4"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "i", "v"]
+
+
+def test_what_is_no_film_is_refused(tmp_path):
+    (tmp_path / "text.mp4").write_text("no film")
+    write_frames(tmp_path / "same", {1: 10})
+    (tmp_path / "same" / "other_1.png").write_bytes((tmp_path / "same" / "frame_001.png").read_bytes())
+    write_frames(tmp_path / "names", {1: 10})
+    (tmp_path / "names" / "cover.png").write_bytes((tmp_path / "same" / "frame_001.png").read_bytes())
+    for name, message in (("text.mp4", "cannot be read as a film"), ("same", "have the same number"),
+                          ("names", "cover.png has no number in its name")):
+        with pytest.raises(InputError, match=message):
+            film(str(tmp_path / name))
+    with pytest.raises(UsageError, match="there is no file or folder"):
+        film(str(tmp_path / "absent.mp4"))
+    with pytest.raises(InputError, match="more than 3071 pixels"):
+        open_film(write_film(tmp_path / "v.mp4", [10]), ALL, 10, 64 * 48 - 1)
+
+
+def test_without_pyav_it_is_said_what_to_install(tmp_path, monkeypatch):
+    path = write_film(tmp_path / "v.mp4", [10])
+    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    with pytest.raises(UsageError, match="pip install -r requirements-film.txt"):
+        film(path)
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--out", "film.avi"], "--out: for a film, name a file that ends in .mp4"),
+    (["--out", "README.md"], "--out: for a film, name a file that ends in .mp4"),
+    (["--out", "EXISTING"], "is there already; choose another name"),
+    (["--text", "another"], "--text: a film shows one sentence"),
+    (["--seconds", "5:2"], "--seconds: must be two times in seconds"), (["--seconds", "3"], "--seconds: must be two"),
+    (["--every", "0"], "--every: must be a whole number"), (["--fps", "0"], "--fps: must be a number"),
+    (["--show", "mask"], "--show: invalid choice")])
+def test_flags_that_do_not_go_with_films_are_refused(flags, message, tmp_path):
+    (tmp_path / "film.mp4").write_text("a film")
+    answer = in_process("predict.py", "--ckpt", "README.md", "--visible", "a.mp4", "--infrared", "b.mp4", "--text", "a",
+                        *(str(tmp_path / "film.mp4") if flag == "EXISTING" else flag for flag in flags), ok=False)
+    assert answer.returncode == 2 and message in answer.stderr
+
+
+def test_predict_makes_a_film_of_two_films(trained, scenes, tmp_path):
+    row = pq.read_table(scenes / "mm_ris_test.parquet").to_pylist()[0]
+    for kind in ("visible", "infrared"):
+        (tmp_path / kind).mkdir()
+        for number in range(3):
+            Image.open(io.BytesIO(row[f"{kind}_image"])).save(tmp_path / kind / f"{number}.png")
+    said = in_process("predict.py", "--ckpt", trained / "last.pth", "--visible", tmp_path / "visible", "--infrared",
+                      tmp_path / "infrared", "--film", "--fps", 10, "--text", "the red disc", "--device", "cpu",
+                      "--out", tmp_path / "films" / "film.mp4").stdout
+    assert "film.mp4: 3 frames" in said
+    assert [frame.shape for _, frame in read(tmp_path / "films" / "film.mp4")] == [(64, 64, 3)] * 3

@@ -1,0 +1,123 @@
+"""predict.py for many pairs: predictions.json, tables of pairs, several processes."""
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import in_process
+from PIL import Image
+from pycocotools import mask as coco
+from test_distributed import finish, torchrun
+
+from data.pictures import PairOfFiles, read_pair
+from data.prepare.pair_tables import read_requests
+from evaluation.predictions import record
+from predictor import Prediction
+from utils.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def pairs(scenes, tmp_path_factory):
+    """A folder with three pairs of pictures, `0-visible.png`, `0-infrared.png` and so on."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for number, row in enumerate(pq.read_table(scenes / "mm_ris_test.parquet").to_pylist()[:3]):
+        for kind in ("visible", "infrared"):
+            (folder / f"{number}-{kind}.png").write_bytes(row[f"{kind}_image"])
+    return folder
+
+
+@pytest.fixture
+def ask(trained, tmp_path):
+    """Call predict.py within this process: what it says, its exit code and the content of predictions.json."""
+    def call(*arguments):
+        result = in_process("predict.py", "--ckpt", trained / "last.pth", "--out", tmp_path / "out", "--device", "cpu",
+                            "--save", "mask", *arguments, ok=False)
+        path = tmp_path / "out" / "predictions.json"
+        found = json.loads(path.read_text())["predictions"] if path.is_file() else None
+        return SimpleNamespace(code=result.returncode, said=result.stdout + result.stderr, found=found)
+    return call
+
+
+def table(folder, name: str, *lines: str):
+    (folder / name).write_text("\n".join(lines), encoding="utf-8")
+    return folder / name
+
+
+def test_a_record_is_what_the_mask_says_and_coco_reads_it_back():
+    mask = np.zeros((40, 50), bool)
+    mask[10:20, 5:30] = mask[30, 7] = True
+    probability = np.where(mask, np.float32(0.75), np.float32(0.25))
+    probability[30, 7] = 1
+    files = PairOfFiles("a", "v/a.png", "i/a.png")
+    entry = json.loads(json.dumps(record(files, "a disc", Prediction(None, mask, probability), {"mask": "x/a.png"})))
+    assert np.array_equal(coco.decode(entry.pop("segmentation")), mask)
+    assert entry == {"name": "a", "visible": "v/a.png", "infrared": "i/a.png", "text": "a disc", "found": True,
+                     "share": 251 / 2000, "box": [5, 10, 25, 21], "mean_probability": pytest.approx((187.5 + 1) / 251),
+                     "files": {"mask": "a.png"}}
+    nothing = record(files, "a disc", Prediction(None, ~mask & mask, probability), {})
+    assert (nothing["found"], nothing["share"], nothing["box"], nothing["mean_probability"]) == (False, 0, None, None)
+    assert not coco.decode(nothing["segmentation"]).any()
+
+
+def test_predictions_json_lists_what_was_written(ask, pairs, tmp_path):
+    answer = ask("--visible", pairs / "0-visible.png", "--infrared", pairs / "0-infrared.png", "--text", "the disc",
+                 "--text", "the red square")
+    assert [entry["text"] for entry in answer.found] == ["the disc", "the red square"]
+    for entry in answer.found:
+        mask = np.asarray(Image.open(tmp_path / "out" / entry["files"]["mask"])) == 255
+        assert np.array_equal(coco.decode(entry["segmentation"]), mask) and entry["found"] == mask.any()
+        assert entry["visible"] == str(pairs / "0-visible.png")
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_table_asks_each_pair_its_own_sentences_and_reads_a_pair_once(separator, ask, pairs, monkeypatch, tmp_path):
+    read = []
+    monkeypatch.setattr("data.pictures.read_pair", lambda *some: [read.append(some), read_pair(*some)][1])
+    lines = ("text", "infrared", "visible", "name"), ("the disc", "0-infrared.png", "0-visible.png", ""), (
+        "the square", "1-infrared.png", str(pairs / "1-visible.png"), "street"), (
+        "the red one", "./0-infrared.png", "0-visible.png", "")
+    answer = ask("--table", table(pairs, "pairs.csv", *(separator.join(line) for line in lines)))
+    assert answer.code == 0, answer.said
+    assert len(read) == 2
+    assert [(entry["files"]["mask"], entry["text"]) for entry in answer.found] == [
+        ("0-visible-the_disc-mask.png", "the disc"), ("0-visible-the_red_one-mask.png", "the red one"),
+        ("street-the_square-mask.png", "the square")]
+
+
+@pytest.mark.parametrize(("lines", "message"), [
+    (["visible,infrared,text,caption", "a,b,c,d"], "columns that are not known: caption; it may have visible, infrared,"
+                                                   " text, name"),
+    (["visible,text", "a,b"], "has no column infrared; its first line is visible, text"),
+    (["visible,infrared,text"], "no line below its header"),
+    ([""], "has no column visible; its first line is empty"),
+    (["visible,infrared,text", "0-visible.png,0-infrared.png,a", "0-visible.png,absent.png,a", "x.png,x.png,a"],
+     "bad.csv, line 3: there is no infrared file '"),
+    (["visible,infrared,text", "absent.png,x.png,a", "x.png,x.png,a"], "; likewise 1 other line"),
+    (["visible,infrared,text", "0-visible.png,0-infrared.png, "], "line 2: text is empty"),
+    (["visible,infrared,text", "0-visible.png,0-infrared.png,left, red"], "line 2: has 4 cells, the first line 3"),
+    (["visible,infrared,text", '0-visible.png,0-infrared.png,"left'], "is not a table (")])
+def test_a_table_that_does_not_do_is_refused_in_one_sentence(lines, message, pairs):
+    with pytest.raises(InputError) as caught:
+        read_requests(str(table(pairs, "bad.csv", *lines)))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--table", "README.md", "--text", "a"], "--table: it has the pictures and sentences; leave out --text"),
+    (["--table", "absent.csv"], "--table: there is no 'absent.csv'"),
+    (["--visible", "README.md"], "--infrared, --text: missing; give all of")])
+def test_pictures_come_from_flags_or_from_a_table(flags, message, ask):
+    answer = ask(*flags)
+    assert answer.code == 2 and message in answer.said
+
+
+def test_several_processes_share_the_pairs_and_one_writes_the_list(trained, pairs, tmp_path):
+    path = table(pairs, "several.csv", "visible,infrared,text", *(
+        f"{number}-visible.png,{number}-infrared.png,the disc" for number in range(3)))
+    finish(torchrun(2, "predict.py", "--ckpt", trained / "last.pth", "--table", path, "--out", tmp_path, "--device",
+                    "cpu", "--save", "mask"))
+    found = json.loads((tmp_path / "predictions.json").read_text())["predictions"]
+    assert [entry["name"] for entry in found] == ["0-visible", "1-visible", "2-visible"]
+    masks = {entry["files"]["mask"] for entry in found}
+    assert masks | {"predictions.json"} == {path.name for path in tmp_path.iterdir()}
