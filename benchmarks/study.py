@@ -115,7 +115,7 @@ class Commands:
 
 def variants(text: str) -> list[str]:
     """An argparse type: names of VARIANTS, separated by commas."""
-    names = text.split(",")
+    names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in VARIANTS:
             raise argparse.ArgumentTypeError(f"there is no variant {name!r}; there are {', '.join(VARIANTS)}")

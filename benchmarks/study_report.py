@@ -14,8 +14,9 @@ from evaluation.ratios import Ratios, segmentation_ratios, share_of_defined
 from utils.files import file_stem, replacing
 
 BASE = "joint"  # the variant that the others are compared with
-SEGMENTATION = ("mIoU", "oIoU", "Qabf", "VIF")
-STEERING = ("mIoU swapped", "change inside", "change outside", "contrast", "contrast swapped", "own larger")
+FIGURES = ("mIoU", "oIoU", "Qabf", "VIF")
+STEERING = ("mIoU swapped", "change inside", "change outside", "contrast", "contrast swapped", "contrast empty",
+            "own larger")
 DRAWN = {"mIoU": "mIoU, %", "Qabf": "Qabf", "VIF": "VIF",
          "change inside": "change by swapped sentences\ninside the object, of 255",
          "own larger": "contrast larger with\nown sentence, % of samples"}
@@ -52,20 +53,24 @@ def ratios(samples: pd.DataFrame) -> Ratios:
     own, other = samples["contrast"], samples["contrast_swapped"]
     columns = {"Qabf": samples["Qabf"], "VIF": samples["VIF"], "mIoU swapped": 100 * samples["iou_swapped"],
                "change inside": samples["change_inside"], "change outside": samples["change_outside"],
-               "contrast": own, "contrast swapped": other,
-               "own larger": (100.0 * (own > other)).where(own.notna() & other.notna())}
+               "contrast": own, "contrast swapped": other, "contrast empty": samples["contrast_empty"],
+               "own larger": (100.0 * (own > other)).where(own.notna() & other.notna() & (own != other).any())}
     return parts | {name: share_of_defined(values.to_numpy(float)) for name, values in columns.items()}
 
 
 def summarise(of_seeds: dict[int, pd.DataFrame]) -> dict[str, dict]:
-    """For each figure its `mean` over seeds, the value `by_seed`, and a 95% interval over images (`interval_95`)."""
-    by_seed = {seed: {name: float(above.sum() / below.sum()) for name, (above, below) in ratios(samples).items()}
-               for seed, samples in of_seeds.items()}
+    """For each figure its `mean` over seeds, the value `by_seed`, and a 95% interval over images (`interval_95`).
+
+    Figures that are defined for no sample are left out.
+    """
+    by_seed = {seed: {name: float(above.sum() / below.sum()) for name, (above, below) in ratios(samples).items()
+                      if below.any()} for seed, samples in of_seeds.items()}
     joined = pd.concat(of_seeds.values())
     ends = bootstrap.intervals(ratios(joined), image_ids(joined, joined), seed=0)
     return {name: {"mean": float(np.mean([values[name] for values in by_seed.values()])),
                    "by_seed": {seed: values[name] for seed, values in by_seed.items()},
-                   "interval_95": list(interval)} for name, interval in ends.items()}
+                   "interval_95": list(interval)} for name, interval in ends.items()
+            if all(name in values for values in by_seed.values())}
 
 
 def gains_over(base: dict[int, pd.DataFrame], other: dict[int, pd.DataFrame]) -> dict[str, dict]:
@@ -79,25 +84,27 @@ def gains_over(base: dict[int, pd.DataFrame], other: dict[int, pd.DataFrame]) ->
     before, after = (summarise({seed: of_seeds[seed] for seed in seeds}) for of_seeds in (base, other))
     return {name: {"mean": after[name]["mean"] - before[name]["mean"],
                    "by_seed": {seed: after[name]["by_seed"][seed] - before[name]["by_seed"][seed] for seed in seeds},
-                   "interval_95": [low, high], "p": p} for name, (low, high, p) in ends.items()}
+                   "interval_95": [low, high], "p": p} for name, (low, high, p) in ends.items()
+            if name in before and name in after}
 
 
 def make_table(figures: dict[str, dict], gains: dict[str, dict]) -> str:
-    """Two Markdown tables: segmentation and fusion, and the sentence's effect on the fused image."""
-    lines = []
-    for names in (SEGMENTATION, STEERING):
-        titles = [title for name in names for title in (name, f"minus {BASE}")[:1 + (names is SEGMENTATION)]]
-        lines += [f"| variant | {' | '.join(titles)} |", f"| --- |{' --- |' * len(titles)}"]
-        for variant, values in figures.items():
-            cells = []
-            for name in names:
-                digits = DIGITS.get(name, 2)
-                cells.append(_spread(values[name], digits))
-                if names is SEGMENTATION:
-                    cells.append(_gain(gains[variant][name], digits) if variant in gains else "")
-            lines.append(f"| {variant} | {' | '.join(cells)} |")
-        lines.append("")
-    return "\n".join(lines)
+    """Markdown tables: segmentation and fusion, their differences from BASE, and the sentence's effect on the image."""
+    differences = [f"minus {BASE}: {FIGURES[0]}", *FIGURES[1:]]
+    parts = [_rows(FIGURES, FIGURES, figures, _spread), _rows(differences, FIGURES, gains, _gain),
+             _rows(STEERING, STEERING, figures, _spread)]
+    return "\n".join(part for part in parts if part)
+
+
+def _rows(titles, names, values: dict[str, dict], show) -> str:
+    """A Markdown table of the figures `names` of each variant, each as `show` writes it; empty without variants."""
+    if not values:
+        return ""
+    lines = [f"| variant | {' | '.join(titles)} |", f"| --- |{' --- |' * len(titles)}"]
+    for variant, of in values.items():
+        cells = [show(of[name], DIGITS.get(name, 2)) if name in of else "-" for name in names]
+        lines.append(f"| {variant} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
 
 
 def _spread(figure: dict, digits: int) -> str:
@@ -139,6 +146,8 @@ def draw(figures: dict[str, dict], scenes: dict[str, list[tuple[str, np.ndarray]
     above, below = page.subfigures(2, 1, height_ratios=(1, 1.5))
     for axes, (figure, title) in zip(above.subplots(1, len(DRAWN)), DRAWN.items(), strict=True):
         for place, name in enumerate(names):
+            if figure not in figures[name]:
+                continue
             of = figures[name][figure]
             low, high = of["interval_95"]
             colour = "tab:blue" if name == BASE else "tab:orange" if name == "w_focus" else "tab:gray"
@@ -146,7 +155,7 @@ def draw(figures: dict[str, dict], scenes: dict[str, list[tuple[str, np.ndarray]
             axes.plot([low, high], [place, place], "k-", linewidth=1)
             axes.plot(list(of["by_seed"].values()), [place] * len(of["by_seed"]), "k.", markersize=4)
         axes.set_yticks(range(count), names if figure == next(iter(DRAWN)) else [""] * count)
-        axes.invert_yaxis()
+        axes.set_ylim(count - 0.5, -0.5)
         axes.set_title(title, fontsize=9)
     grid = below.subplots(SCENES_SHOWN, count, squeeze=False)
     for column, name in enumerate(names):

@@ -90,7 +90,8 @@ class TextAblation:
         Returns:
             For each of SENTENCES the mean contrast in grey levels of 255; `own_larger`, the percentage of samples whose
             contrast is larger with their own sentence than with the swapped one; `intervals_95`, [lower, upper] of
-            these four; and `num_samples`, the number of rows with an object and a ring. None where there are none.
+            these four; and `num_samples`, the number of rows with an object and a ring. None where there are none, and
+            for `own_larger` where the sentence has no part in any fused image.
         """
         measured = self.contrast[rows].numpy()
         usable = np.isfinite(measured).all(1)
@@ -99,9 +100,12 @@ class TextAblation:
         if not len(measured):
             return dict.fromkeys(names) | {"intervals_95": {}, "num_samples": 0}
         values = [*measured.T, 100.0 * (measured[:, 0] > measured[:, 1])]
+        if (measured[:, 0] == measured[:, 1]).all():
+            names, values = names[:-1], values[:-1]
         ratios = {name: share(column) for name, column in zip(names, values, strict=True)}
         ends = bootstrap.intervals(ratios, np.asarray(images)[usable], seed)
-        return {name: float(column.mean()) for name, column in zip(names, values, strict=True)} | {
+        means = {name: float(column.mean()) for name, column in zip(names, values, strict=True)}
+        return dict.fromkeys([*SENTENCES, "own_larger"]) | means | {
             "intervals_95": {name: list(interval) for name, interval in ends.items()}, "num_samples": len(measured)}
 
 
@@ -140,8 +144,11 @@ def ablation_table(summary: dict[str, dict[str, float | None]], contrasts: dict[
     for name, values in summary.items():
         cells = [_cell(value) for value in (*values.values(), contrasts[name])]
         lines.append("{:<9}{:>8}{:>8}{:>15}{:>9}{:>10}  {}".format(name, *cells, _interval(contrasts, name)).rstrip())
-    lines.append(f"contrast larger with the own sentence than with the swapped one: {_cell(contrasts['own_larger'])} % "
-                 f"of {counted(contrasts['num_samples'], 'sample')} {_interval(contrasts, 'own_larger')}".rstrip())
+    share = f"{_cell(contrasts['own_larger'])} % of {counted(contrasts['num_samples'], 'sample')}"
+    if contrasts["own_larger"] is None:
+        share = "undefined, since the sentence changes no fused image"
+    lines.append(f"contrast larger with the own sentence than with the swapped one: {share} "
+                 f"{_interval(contrasts, 'own_larger')}".rstrip())
     return "\n".join(lines)
 
 

@@ -138,8 +138,9 @@ def test_differences_are_taken_in_pairs_and_seeds_are_shown(report, tmp_path):
                for variant, gain in (("joint", 0.0), ("average", -0.1)) for seed in (0, 1)}
     table = report.write_report(folders, str(tmp_path))
     mean = 100 * iou.mean()
-    assert f"| joint | {mean + 0.5:.2f} ({mean:.2f} to {mean + 1:.2f}) |  |" in table
-    assert f"| average | {mean - 9.5:.2f} ({mean - 10:.2f} to {mean - 9:.2f}) | -10.00 [-10.00, -10.00] |" in table
+    assert f"| joint | {mean + 0.5:.2f} ({mean:.2f} to {mean + 1:.2f}) |" in table
+    assert f"| average | {mean - 9.5:.2f} ({mean - 10:.2f} to {mean - 9:.2f}) |" in table
+    assert "| average | -10.00 [-10.00, -10.00] |" in table.partition("minus joint: mIoU")[2]
     stored = json.loads((tmp_path / "study.json").read_text())
     low, high = stored["figures"]["joint"]["mIoU"]["interval_95"]
     assert low < mean < high and high - low > 2  # over images, which differ; the pairs do not
@@ -154,3 +155,11 @@ def test_the_contrast_counts_where_it_was_measured(report, tmp_path):
     assert figures["own larger"]["mean"] == pytest.approx(100 * 2 / 3)
     assert figures["contrast"]["mean"] == pytest.approx(130 / 3)
     assert figures["mIoU swapped"]["mean"] == pytest.approx(10)
+
+
+def test_without_an_effect_of_the_sentence_there_is_no_share_of_larger_contrasts(report, tmp_path):
+    folders = {("joint", 0): write_results(tmp_path / "a", [0.5] * 4),
+               ("average", 0): write_results(tmp_path / "b", [0.5] * 4, 50.0, 50.0)}
+    table = report.write_report(folders, str(tmp_path))
+    assert table.rstrip().endswith(" 0.00 | - |") or table.rstrip().endswith("| 0 | - |")
+    assert "own larger" not in json.loads((tmp_path / "study.json").read_text())["figures"]["average"]

@@ -11,6 +11,7 @@ from .sizes import BLOCK, LARGEST_SIDE, SMALLEST_SIDE, SMALLEST_TILE, TILE, TOO_
 from .text import LONGEST_LINE, printable
 
 BERT = "./bert/pretrained_weights/bert-base-uncased"
+OF_THE_USER = ("align", "table")  # flags that name a file of the user's own, so that no document says where it is
 SPLITS = ("train", "val", "test")
 RANDOM_IF_EMPTY = ("ck_bert", "ck_prefusion", "init_from", "init_from_lavt_one", "pretrained_swin_weights")
 FUSION_METHODS = ("unet_fuser", "average", "maximum", "visible", "infrared", "given")  # the first alone has parameters
@@ -199,7 +200,8 @@ def require_existing(args: argparse.Namespace, *names: str) -> None:
         if not path and name not in RANDOM_IF_EMPTY:
             raise UsageError(f"--{name}: the path is empty; name a file or folder")
         if path and not os.path.exists(path):
-            raise UsageError(f"--{name}: there is no {path!r}; README.md, \"Data and weights\", says where to get it")
+            hint = "" if name in OF_THE_USER else '; README.md, "Data and weights", says where to get it'
+            raise UsageError(f"--{name}: there is no {path!r}{hint}")
 
 
 def find_resume(resume: str, output_dir: str) -> str:
