@@ -12,6 +12,7 @@ from PIL import Image
 
 from bert import Tokenizer
 from data import MMRISDataset
+from evaluation.ablation import COLUMNS
 from evaluation.fusion_metrics import NAMES, baselines, fusion_metrics
 
 
@@ -102,7 +103,7 @@ def test_the_text_ablation_shows_what_the_sentences_do(paper, result, trained, t
 
 def test_what_is_measured_besides_leaves_the_metrics_alone(paper, result):
     assert paper.metrics["mIoU"] == pytest.approx(result.metrics["mIoU"], abs=0.05)
-    assert list(paper.samples[0]) == [*result.samples[0], *NAMES]
+    assert list(paper.samples[0]) == [*result.samples[0], *NAMES, *COLUMNS]
 
 
 def test_the_report_is_one_page_that_needs_nothing_else(paper):
