@@ -29,20 +29,20 @@ def write_report(folders: dict[tuple[str, int], str], out: str) -> str:
     """Write `table.md`, `study.json` and `study.png` to the folder `out`, and return the table.
 
     Args:
-        folders: by variant and seed, with the results of test.py.
+        folders: by variant and seed, with the results of test.py. All variants have the same seeds, in the same order.
     """
     trials: Trials = {}
     for (variant, seed), folder in folders.items():
         _, trials.setdefault(variant, {})[seed] = read_run(folder)
     figures = {variant: summarise(of_seeds) for variant, of_seeds in trials.items()}
-    gains = {variant: gains_over(trials[BASE], of_seeds) for variant, of_seeds in trials.items()
-             if BASE in trials and variant != BASE}
+    gains = {variant: gains_over(trials[BASE], figures[BASE], of_seeds, figures[variant])
+             for variant, of_seeds in trials.items() if BASE in trials and variant != BASE}
     table = make_table(figures, gains)
     with replacing(os.path.join(out, "table.md")) as path, open(path, "w", encoding="utf-8") as file:
         file.write(table)
     with replacing(os.path.join(out, "study.json")) as path, open(path, "w", encoding="utf-8") as file:
         json.dump({"machine": machine(device("cpu")), "figures": figures, f"minus {BASE}": gains}, file, indent=1)
-    draw(figures, first_scenes(folders), os.path.join(out, "study.png"))
+    draw(figures, first_scenes(folders, trials), os.path.join(out, "study.png"))
     return table
 
 
@@ -73,17 +73,20 @@ def summarise(of_seeds: dict[int, pd.DataFrame]) -> dict[str, dict]:
             if all(name in values for values in by_seed.values())}
 
 
-def gains_over(base: dict[int, pd.DataFrame], other: dict[int, pd.DataFrame]) -> dict[str, dict]:
-    """`other` minus `base` for each figure, over the seeds that both have: `mean`, `by_seed`, `interval_95` and `p`.
+def gains_over(base: dict[int, pd.DataFrame], before: dict[str, dict], other: dict[int, pd.DataFrame],
+               after: dict[str, dict]) -> dict[str, dict]:
+    """`other` minus `base` for each figure that both have: `mean`, `by_seed`, `interval_95` and `p`.
 
     The interval is of the paired bootstrap over images, each with all its sentences and seeds.
+
+    Args:
+        base, other: samples by seed, the same seeds in the same order.
+        before, after: what `summarise` makes of each.
     """
-    seeds = [seed for seed in base if seed in other]
-    a, b = (pd.concat([of_seeds[seed] for seed in seeds]) for of_seeds in (base, other))
+    a, b = pd.concat(base.values()), pd.concat(other.values())
     ends = bootstrap.paired_intervals(ratios(a), ratios(b), image_ids(a, b), seed=0)
-    before, after = (summarise({seed: of_seeds[seed] for seed in seeds}) for of_seeds in (base, other))
     return {name: {"mean": after[name]["mean"] - before[name]["mean"],
-                   "by_seed": {seed: after[name]["by_seed"][seed] - before[name]["by_seed"][seed] for seed in seeds},
+                   "by_seed": {seed: after[name]["by_seed"][seed] - before[name]["by_seed"][seed] for seed in base},
                    "interval_95": [low, high], "p": p} for name, (low, high, p) in ends.items()
             if name in before and name in after}
 
@@ -121,14 +124,13 @@ def _gain(figure: dict, digits: int) -> str:
     return f"{figure['mean']:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
-def first_scenes(folders: dict[tuple[str, int], str]) -> dict[str, list[tuple[str, np.ndarray]]]:
+def first_scenes(folders: dict[tuple[str, int], str], trials: Trials) -> dict[str, list[tuple[str, np.ndarray]]]:
     """For each variant, with its first seed: sentence and fused image of the first samples of SCENES_SHOWN images."""
     scenes = {}
-    for (variant, _), folder in folders.items():
+    for (variant, seed), folder in folders.items():
         if variant in scenes:
             continue
-        _, samples = read_run(folder)
-        samples = samples.reset_index().drop_duplicates("image_name").head(SCENES_SHOWN)
+        samples = trials[variant][seed].reset_index().drop_duplicates("image_name").head(SCENES_SHOWN)
         scenes[variant] = []
         for index, name, sentence in samples[["index", "image_name", "question"]].itertuples(index=False):
             paths = [os.path.join(folder, "fusion", f"{file_stem(name)}{end}.jpg") for end in ("", f"_{index}")]

@@ -100,12 +100,12 @@ class TextAblation:
         if not len(measured):
             return dict.fromkeys(names) | {"intervals_95": {}, "num_samples": 0}
         values = [*measured.T, 100.0 * (measured[:, 0] > measured[:, 1])]
+        values = dict(zip(names, values, strict=True))
         if (measured[:, 0] == measured[:, 1]).all():
-            names, values = names[:-1], values[:-1]
-        ratios = {name: share(column) for name, column in zip(names, values, strict=True)}
+            del values["own_larger"]
+        ratios = {name: share(column) for name, column in values.items()}
         ends = bootstrap.intervals(ratios, np.asarray(images)[usable], seed)
-        means = {name: float(column.mean()) for name, column in zip(names, values, strict=True)}
-        return dict.fromkeys([*SENTENCES, "own_larger"]) | means | {
+        return dict.fromkeys(names) | {name: float(column.mean()) for name, column in values.items()} | {
             "intervals_95": {name: list(interval) for name, interval in ends.items()}, "num_samples": len(measured)}
 
 
