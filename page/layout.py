@@ -1,0 +1,176 @@
+"""The page itself, in Gradio."""
+import html
+import logging
+import os
+import shutil
+from typing import Any
+
+import gradio as gr
+
+from utils.errors import InputError
+from utils.text import first_line, printable
+
+from .answers import SharedPredictor
+from .results import describe_all, draw_views, write_zip
+from .uploads import check, uploaded_file
+
+THEME = gr.themes.Base(primary_hue="teal", neutral_hue="slate",  # fonts of the visitor's machine, none from a server
+                       font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+CSS_FILE = os.path.join(os.path.dirname(__file__), "page.css")
+HEAT_LEGEND = "<div class='legend'><span>probability 0</span><i></i><span>1</span></div>"
+KEPT_FOR = 6 * 3600  # seconds, of uploads
+CHECKED_EVERY = 600  # seconds
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+BUSY = "Preparing the download …"
+
+logger = logging.getLogger(__name__)
+
+
+class Page:
+    """The page's reactions to what a visitor does.
+
+    Args:
+        shared: the model.
+        folder: for uploads and results; `results` in it is this page's.
+        checkpoint: named in the results.
+    """
+
+    def __init__(self, shared: SharedPredictor, folder: str, checkpoint: str):
+        self.shared = shared
+        self.folder = folder
+        self.checkpoint = checkpoint
+
+    def results_folder(self, key: str) -> str:
+        return os.path.join(self.folder, "results", key)
+
+    def forget(self, key: str) -> None:
+        """Remove the files of results that are no longer kept."""
+        shutil.rmtree(self.results_folder(key), ignore_errors=True)
+
+    def take_picture(self, data):
+        """For a file that was given: what the field shows, and a message."""
+        try:
+            path = uploaded_file(data, self.folder)
+            checked = None if path is None else check(path, self.shared.max_pixels)
+        except InputError as error:
+            return None, complaint(error)
+        note = note_of(os.path.basename(path), checked.note) if checked and checked.note else ""
+        return checked.preview if checked and checked.preview else gr.skip(), note
+
+    def ask(self, visible, infrared, text, size, progress=gr.Progress()):  # noqa: B008, Gradio finds it by its default
+        """For a press of the button: message, key of the results, list of sentences, and whether results show."""
+        try:
+            files = [uploaded_file(data, self.folder) for data in (visible, infrared)]
+            key = self.shared.ask(*files, text, size, lambda done, total: progress(
+                (done, total), desc=f"sentence {done + 1} of {total}", unit="sentences"))
+        except InputError as error:
+            return complaint(error), None, gr.skip(), gr.update(visible=False)
+        answers = self.shared.recall(key).answers
+        choices = [(answer.text, number) for number, answer in enumerate(answers)]
+        return "", key, gr.update(choices=choices, value=0, visible=len(choices) > 1), gr.update(visible=True)
+
+    def show(self, key, number, threshold):
+        """For a chosen sentence: words, slider, outline, mask, heat map, message."""
+        if key is None:
+            return [gr.skip()] * 6
+        try:
+            answered = self.shared.recall(key)
+            views = draw_views(answered, number, threshold)
+            return (describe_all(answered, number, threshold), (views.visible, views.fused), views.outlined, views.mask,
+                    views.probability, "")
+        except Exception as error:  # noqa: BLE001, whatever it is, the visitor gets a sentence
+            return *[gr.skip()] * 5, complaint(error)
+
+    def move_threshold(self, key, number, threshold):
+        """For another threshold: words, outline, mask, message. The model is not asked."""
+        words, _, outline, mask, _, message = self.show(key, number, threshold)
+        return words, outline, mask, message
+
+    def pack(self, key, threshold):
+        """The download button with a ZIP file of the results."""
+        if key is None:
+            return gr.skip()
+        try:
+            path = write_zip(self.shared.recall(key), threshold, self.results_folder(key), self.checkpoint)
+        except Exception as error:  # noqa: BLE001, as above
+            complaint(error)
+            return gr.update(label="The download could not be prepared", interactive=False)
+        return gr.update(value=path, label="Download all results (ZIP)", interactive=True)
+
+
+def complaint(error: Exception) -> str:
+    """HTML: an error in one sentence."""
+    sentence = str(error)
+    if not isinstance(error, InputError):
+        logger.error("the page could not show a result", exc_info=error)
+        sentence = f"This cannot be shown ({type(error).__name__}: {printable(first_line(error))})."
+    sentence = sentence[:1].upper() + sentence[1:]
+    return f"<p class='error' role='alert'>{html.escape(sentence if sentence.endswith('.') else sentence + '.')}</p>"
+
+
+def note_of(name: str, note: str) -> str:
+    return f"<p class='note'>{html.escape(printable(name))}: {html.escape(note)}.</p>"
+
+
+def build_page(page: Page, examples: list[list[str]], sizes: list[tuple[str, str]], about: str, queue: int) -> gr.Blocks:
+    """The page as Gradio's Blocks.
+
+    Args:
+        examples: of `examples.write_examples`.
+        sizes: label and key of the fusion sizes; the first is chosen.
+        about: a line about model and limits.
+        queue: requests that may wait; further ones are answered with a sentence.
+    """
+    with gr.Blocks(title="RIS-FUSION", analytics_enabled=False, delete_cache=(CHECKED_EVERY, KEPT_FOR)) as blocks:
+        gr.HTML("<h1>RIS-FUSION</h1><p>Fuse a visible and an infrared picture under the guidance of a sentence, and "
+                "find the object it refers to.</p>", elem_id="title", padding=False)
+        key = gr.State(None)
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=2, min_width=320):
+                with gr.Row(elem_id="pictures"):
+                    visible, infrared = (
+                        gr.Image(label=f"{name} picture", elem_id=name.lower(), type="filepath", image_mode=None,
+                                 height=210, min_width=130, buttons=["fullscreen"], sources=["upload", "clipboard",
+                                                                                             "webcam"])
+                        for name in ("Visible", "Infrared"))
+                text = gr.Textbox(label="Sentence, or several, one a line", lines=2, max_lines=6, elem_id="text",
+                                  placeholder="the red car on the left")
+                size = gr.Radio(sizes, value=sizes[0][1], label="Size of the fused picture", elem_id="size")
+                button = gr.Button("Fuse and find", variant="primary", elem_id="ask")
+                message = gr.HTML("", elem_id="message", padding=False)
+                gr.Examples(examples, [visible, infrared, text], label="Examples: synthetic scenes", elem_id="examples",
+                            api_visibility="private")
+            with gr.Column(scale=3, min_width=320):
+                progress = gr.HTML("<p class='empty'>Results appear here: give two pictures of the same view, or "
+                                   "choose an example, and press the button.</p>", elem_id="words", padding=False)
+                with gr.Column(visible=False, elem_id="results") as results:
+                    chosen = gr.Radio([], label="Show the sentence", visible=False, elem_id="chosen")
+                    slider = gr.ImageSlider(label="Visible (left) and fused picture (right)", format="png",
+                                            max_height=460, buttons=["fullscreen"], interactive=False, elem_id="fused")
+                    threshold = gr.Slider(0, 1, 0.5, step=0.01, label="Threshold: a pixel belongs to the object if its "
+                                          "probability is higher", elem_id="threshold", buttons=["reset"])
+                    with gr.Row(elem_id="views"):
+                        outline, mask, heat = (
+                            gr.Image(label=label, format="png", height=190, min_width=140, interactive=False,
+                                     buttons=["fullscreen"], elem_id=name)
+                            for label, name in (("Object in the fused picture", "outline"), ("Mask", "mask"),
+                                                ("Probability", "heat")))
+                    gr.HTML(HEAT_LEGEND, padding=False)
+                    download = gr.DownloadButton(BUSY, interactive=False, elem_id="download")
+        gr.HTML(f"<p class='about'>{html.escape(about)}</p>", padding=False)
+
+        for field in (visible, infrared):
+            field.upload(page.take_picture, field, [field, message], preprocess=False, show_progress="hidden",
+                         concurrency_limit=2, concurrency_id="pictures", **PRIVATE)
+        shown = [progress, slider, outline, mask, heat, message]
+        asked = button.click(
+            page.ask, [visible, infrared, text, size], [message, key, chosen, results], preprocess=False,
+            show_progress_on=[progress], concurrency_limit=1, concurrency_id="model", **PRIVATE)
+        drawn = asked.then(page.show, [key, chosen, threshold], shown, show_progress="hidden", **PRIVATE)
+        drawn.then(page.pack, [key, threshold], download, show_progress="hidden", **PRIVATE)
+        chosen.input(page.show, [key, chosen, threshold], shown, show_progress="hidden", **PRIVATE)
+        moved = threshold.change(page.move_threshold, [key, chosen, threshold], [progress, outline, mask, message],
+                                 show_progress="hidden", trigger_mode="always_last", **PRIVATE)
+        moved.then(lambda: gr.update(label=BUSY, interactive=False), None, download, show_progress="hidden",
+                   **PRIVATE).then(page.pack, [key, threshold], download, show_progress="hidden", **PRIVATE)
+    return blocks.queue(max_size=queue, default_concurrency_limit=2)
