@@ -2,6 +2,7 @@
 import argparse
 import importlib.util
 import logging
+import os
 
 from utils.errors import InputError, UsageError, naming, run
 from utils.flags import ArgumentParser, add_checkpoint_flags, add_fusion_size_flags, at_least, require_existing
@@ -82,7 +83,8 @@ def start(args: argparse.Namespace, listening, folder: str) -> None:
     page = Page(SharedPredictor(predictors, args.max_pixels, args.memory_mb * 10**6, lambda key: page.forget(key)),
                 folder, args.ckpt)
     labels = {"native": "as the visible picture", "network": f"as in training, {opened.img_size} px"}
-    about = (f"Model: {args.ckpt}, on {device}. Pictures of at most {args.max_pixels / 1e6:g} megapixels and "
+    name = "/".join(os.path.abspath(args.ckpt).split(os.sep)[-2:])
+    about = (f"Model: {name}, on {device}. Pictures of at most {args.max_pixels / 1e6:g} megapixels and "
              f"{args.max_mb} MB; visible and infrared picture aligned, the infrared one white-hot.")
     blocks = build_page(page, write_examples(f"{folder}/examples", opened.img_size),
                         [(labels.get(size, f"longer side {size} px"), size) for size in predictors], about,

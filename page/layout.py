@@ -21,6 +21,8 @@ HEAT_LEGEND = "<div class='legend'><span>probability 0</span><i></i><span>1</spa
 KEPT_FOR = 6 * 3600  # seconds, of uploads
 CHECKED_EVERY = 600  # seconds
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+# On a narrow screen the results are below the button.
+SCROLL = "() => { if (innerWidth < 700) document.querySelector('#found').scrollIntoView({behavior: 'smooth'}); }"
 BUSY = "Preparing the download …"
 
 logger = logging.getLogger(__name__)
@@ -125,36 +127,36 @@ def build_page(page: Page, examples: list[list[str]], sizes: list[tuple[str, str
         gr.HTML("<h1>RIS-FUSION</h1><p>Fuse a visible and an infrared picture under the guidance of a sentence, and "
                 "find the object it refers to.</p>", elem_id="title", padding=False)
         key = gr.State(None)
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=2, min_width=320):
+        with gr.Row(equal_height=False, elem_id="main"):
+            with gr.Column(scale=2, min_width=320, elem_id="given"):
                 with gr.Row(elem_id="pictures"):
                     visible, infrared = (
-                        gr.Image(label=f"{name} picture", elem_id=name.lower(), type="filepath", image_mode=None,
-                                 height=210, min_width=130, buttons=["fullscreen"], sources=["upload", "clipboard",
-                                                                                             "webcam"])
+                        gr.Image(label=name, elem_id=name.lower(), type="filepath", image_mode=None, height=210,
+                                 min_width=130, buttons=["fullscreen"], sources=["upload", "clipboard", "webcam"],
+                                 placeholder="Drop a picture here, or click")
                         for name in ("Visible", "Infrared"))
                 text = gr.Textbox(label="Sentence, or several, one a line", lines=2, max_lines=6, elem_id="text",
                                   placeholder="the red car on the left")
                 size = gr.Radio(sizes, value=sizes[0][1], label="Size of the fused picture", elem_id="size")
                 button = gr.Button("Fuse and find", variant="primary", elem_id="ask")
                 message = gr.HTML("", elem_id="message", padding=False)
-                gr.Examples(examples, [visible, infrared, text], label="Examples: synthetic scenes", elem_id="examples",
-                            api_visibility="private")
-            with gr.Column(scale=3, min_width=320):
-                progress = gr.HTML("<p class='empty'>Results appear here: give two pictures of the same view, or "
-                                   "choose an example, and press the button.</p>", elem_id="words", padding=False)
+                with gr.Column(elem_id="examples"):
+                    gr.Examples(examples, [visible, infrared, text], label="Examples: synthetic scenes",
+                                api_visibility="private")
+            with gr.Column(scale=3, min_width=320, elem_id="found"):
+                words = gr.HTML("<p class='empty'>Results appear here: give two pictures of the same view, or choose "
+                                "an example, and press the button.</p>", elem_id="words", padding=False)
                 with gr.Column(visible=False, elem_id="results") as results:
                     chosen = gr.Radio([], label="Show the sentence", visible=False, elem_id="chosen")
-                    slider = gr.ImageSlider(label="Visible (left) and fused picture (right)", format="png",
-                                            max_height=460, buttons=["fullscreen"], interactive=False, elem_id="fused")
-                    threshold = gr.Slider(0, 1, 0.5, step=0.01, label="Threshold: a pixel belongs to the object if its "
-                                          "probability is higher", elem_id="threshold", buttons=["reset"])
+                    slider = gr.ImageSlider(label="Visible (left) and fused (right)", format="png", max_height=460,
+                                            buttons=["fullscreen"], interactive=False, elem_id="fused")
+                    threshold = gr.Slider(0, 1, 0.5, step=0.01, label="Threshold of the probability",
+                                          elem_id="threshold", buttons=["reset"])
                     with gr.Row(elem_id="views"):
                         outline, mask, heat = (
-                            gr.Image(label=label, format="png", height=190, min_width=140, interactive=False,
+                            gr.Image(label=label, format="png", height=200, min_width=100, interactive=False,
                                      buttons=["fullscreen"], elem_id=name)
-                            for label, name in (("Object in the fused picture", "outline"), ("Mask", "mask"),
-                                                ("Probability", "heat")))
+                            for label, name in (("Object", "outline"), ("Mask", "mask"), ("Probability", "heat")))
                     gr.HTML(HEAT_LEGEND, padding=False)
                     download = gr.DownloadButton(BUSY, interactive=False, elem_id="download")
         gr.HTML(f"<p class='about'>{html.escape(about)}</p>", padding=False)
@@ -162,14 +164,15 @@ def build_page(page: Page, examples: list[list[str]], sizes: list[tuple[str, str
         for field in (visible, infrared):
             field.upload(page.take_picture, field, [field, message], preprocess=False, show_progress="hidden",
                          concurrency_limit=2, concurrency_id="pictures", **PRIVATE)
-        shown = [progress, slider, outline, mask, heat, message]
+        shown = [words, slider, outline, mask, heat, message]
+        button.click(None, js=SCROLL, **PRIVATE)
         asked = button.click(
             page.ask, [visible, infrared, text, size], [message, key, chosen, results], preprocess=False,
-            show_progress_on=[progress], concurrency_limit=1, concurrency_id="model", **PRIVATE)
+            show_progress_on=[words], concurrency_limit=1, concurrency_id="model", **PRIVATE)
         drawn = asked.then(page.show, [key, chosen, threshold], shown, show_progress="hidden", **PRIVATE)
         drawn.then(page.pack, [key, threshold], download, show_progress="hidden", **PRIVATE)
         chosen.input(page.show, [key, chosen, threshold], shown, show_progress="hidden", **PRIVATE)
-        moved = threshold.change(page.move_threshold, [key, chosen, threshold], [progress, outline, mask, message],
+        moved = threshold.change(page.move_threshold, [key, chosen, threshold], [words, outline, mask, message],
                                  show_progress="hidden", trigger_mode="always_last", **PRIVATE)
         moved.then(lambda: gr.update(label=BUSY, interactive=False), None, download, show_progress="hidden",
                    **PRIVATE).then(page.pack, [key, threshold], download, show_progress="hidden", **PRIVATE)
