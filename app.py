@@ -92,7 +92,7 @@ def start(args: argparse.Namespace, listening, folder: str) -> None:
     logger.info("%s  (Ctrl-C ends the page)", address(listening))
     if args.host not in LOCAL:
         logger.warning("other machines can reach this page, without a password")
-    serve(blocks, listening, args.max_mb * 10**6, theme=THEME, css_paths=[CSS_FILE])
+    serve(blocks, listening, folder, args.max_mb * 10**6, theme=THEME, css_paths=[CSS_FILE])
 
 
 if __name__ == "__main__":

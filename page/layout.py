@@ -1,4 +1,5 @@
 """The page itself, in Gradio."""
+import contextlib
 import html
 import logging
 import os
@@ -51,10 +52,14 @@ class Page:
 
     def take_picture(self, data):
         """For a file that was given: what the field shows, and a message."""
+        path = None
         try:
             path = uploaded_file(data, self.folder)
             checked = None if path is None else check(path, self.shared.max_pixels)
         except InputError as error:
+            if path is not None:
+                with contextlib.suppress(OSError):
+                    os.remove(path)
             return None, complaint(error)
         note = note_of(os.path.basename(path), checked.note) if checked and checked.note else ""
         return checked.preview if checked and checked.preview else gr.skip(), note
@@ -106,7 +111,6 @@ def complaint(error: Exception) -> str:
     if not isinstance(error, InputError):
         logger.error("the page could not show a result", exc_info=error)
         sentence = f"This cannot be shown ({type(error).__name__}: {printable(first_line(error))})."
-    sentence = sentence[:1].upper() + sentence[1:]
     return f"<p class='error' role='alert'>{html.escape(sentence if sentence.endswith('.') else sentence + '.')}</p>"
 
 

@@ -1,6 +1,7 @@
 """The page's server: for this machine alone unless told otherwise, and nothing outside is asked for anything."""
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -15,7 +16,7 @@ QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False", "GR
          "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_OFFLINE": "1"}
 # Whatever Gradio's page may name, a browser loads nothing from elsewhere.
 POLICY = ("default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'self'; form-action 'self'")
-LONGEST_END = 5  # seconds for requests that are being answered when the server is told to end
+LONGEST_END = 3  # seconds that a prediction may still take when the server is told to end; it cannot be interrupted
 
 
 @contextlib.contextmanager
@@ -52,10 +53,11 @@ def address(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(blocks, listening: socket.socket, max_bytes: int, **looks) -> None:
+def serve(blocks, listening: socket.socket, folder: str, max_bytes: int, **looks) -> None:
     """Serve a page of `layout.build_page` until SIGINT or SIGTERM, which end in KeyboardInterrupt and SystemExit.
 
     Args:
+        folder: of `temporary_folder`.
         max_bytes: of an uploaded file.
         looks: theme and css_paths of Gradio.
     """
@@ -73,4 +75,18 @@ def serve(blocks, listening: socket.socket, max_bytes: int, **looks) -> None:
 
     gradio.mount_gradio_app(app, blocks, "/", footer_links=[], max_file_size=max_bytes, ssr_mode=False, pwa=False,
                             mcp_server=False, enable_monitoring=False, show_error=False, **looks)
-    uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)).run([listening])
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig, frame):
+            super().handle_exit(sig, frame)
+            last = threading.Timer(LONGEST_END, end_at_once, (folder, 128 + sig))
+            last.daemon = True
+            last.start()
+
+    Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)).run([listening])
+
+
+def end_at_once(folder: str, code: int) -> None:
+    """End this program though a thread is computing, for which Python would wait."""
+    shutil.rmtree(folder, ignore_errors=True)
+    sys.stdout.flush()
+    os._exit(code)
