@@ -1,5 +1,6 @@
 """A page in the browser: two pictures and a sentence in, the fused picture and the object out."""
 import argparse
+import functools
 import importlib.util
 import logging
 import os
@@ -66,13 +67,13 @@ def start(args: argparse.Namespace, listening, folder: str) -> None:
     from page.answers import SharedPredictor
     from page.examples import write_examples
     from page.layout import CSS_FILE, THEME, Page, build_page
+    from page.results import remove_results
     from page.server import address, serve
     from predictor import Predictor
     from utils.device import select_device
     from utils.streams import log_to_stdout
 
     log_to_stdout()
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     device = select_device(args.device)
     given = {name: getattr(args, name, None) for name in ("bert_tokenizer", "ck_bert", "img_size", "mha")}
     with naming("ckpt"):
@@ -80,13 +81,13 @@ def start(args: argparse.Namespace, listening, folder: str) -> None:
     sizes = dict.fromkeys((args.fuse_size, "native", "network"))
     predictors = {str(size): Predictor(opened.model, opened.tokenizer, opened.img_size, device, fuse_size=size,
                                        tile=args.tile) for size in sizes}
-    page = Page(SharedPredictor(predictors, args.max_pixels, args.memory_mb * 10**6, lambda key: page.forget(key)),
-                folder, args.ckpt)
+    shared = SharedPredictor(predictors, args.max_pixels, args.memory_mb * 10**6,
+                             functools.partial(remove_results, folder))
     labels = {"native": "as the visible picture", "network": f"as in training, {opened.img_size} px"}
     name = "/".join(os.path.abspath(args.ckpt).split(os.sep)[-2:])
     about = (f"Model: {name}, on {device}. Pictures of at most {args.max_pixels / 1e6:g} megapixels and "
              f"{args.max_mb} MB; visible and infrared picture aligned, the infrared one white-hot.")
-    blocks = build_page(page, write_examples(f"{folder}/examples", opened.img_size),
+    blocks = build_page(Page(shared, folder, args.ckpt), write_examples(f"{folder}/examples", opened.img_size),
                         [(labels.get(size, f"longer side {size} px"), size) for size in predictors], about,
                         args.max_waiting)
     logger.info("%s  (Ctrl-C ends the page)", address(listening))

@@ -3,7 +3,6 @@ import contextlib
 import html
 import logging
 import os
-import shutil
 from typing import Any
 
 import gradio as gr
@@ -12,7 +11,7 @@ from utils.errors import InputError
 from utils.text import first_line, printable
 
 from .answers import SharedPredictor
-from .results import describe_all, draw_views, write_zip
+from .results import describe_all, draw_views, results_folder, write_zip
 from .uploads import check, uploaded_file
 
 THEME = gr.themes.Base(primary_hue="teal", neutral_hue="slate",  # fonts of the visitor's machine, none from a server
@@ -34,7 +33,7 @@ class Page:
 
     Args:
         shared: the model.
-        folder: for uploads and results; `results` in it is this page's.
+        folder: for uploads and results.
         checkpoint: named in the results.
     """
 
@@ -42,13 +41,6 @@ class Page:
         self.shared = shared
         self.folder = folder
         self.checkpoint = checkpoint
-
-    def results_folder(self, key: str) -> str:
-        return os.path.join(self.folder, "results", key)
-
-    def forget(self, key: str) -> None:
-        """Remove the files of results that are no longer kept."""
-        shutil.rmtree(self.results_folder(key), ignore_errors=True)
 
     def take_picture(self, data):
         """For a file that was given: what the field shows, and a message."""
@@ -85,7 +77,7 @@ class Page:
             views = draw_views(answered, number, threshold)
             return (describe_all(answered, number, threshold), (views.visible, views.fused), views.outlined, views.mask,
                     views.probability, "")
-        except Exception as error:  # noqa: BLE001, whatever it is, the visitor gets a sentence
+        except Exception as error:  # whatever it is, the visitor gets a sentence
             return *[gr.skip()] * 5, complaint(error)
 
     def move_threshold(self, key, number, threshold):
@@ -98,8 +90,8 @@ class Page:
         if key is None:
             return gr.skip()
         try:
-            path = write_zip(self.shared.recall(key), threshold, self.results_folder(key), self.checkpoint)
-        except Exception as error:  # noqa: BLE001, as above
+            path = write_zip(self.shared.recall(key), threshold, results_folder(self.folder, key), self.checkpoint)
+        except Exception as error:  # as above
             complaint(error)
             return gr.update(label="The download could not be prepared", interactive=False)
         return gr.update(value=path, label="Download all results (ZIP)", interactive=True)
@@ -118,7 +110,8 @@ def note_of(name: str, note: str) -> str:
     return f"<p class='note'>{html.escape(printable(name))}: {html.escape(note)}.</p>"
 
 
-def build_page(page: Page, examples: list[list[str]], sizes: list[tuple[str, str]], about: str, queue: int) -> gr.Blocks:
+def build_page(page: Page, examples: list[list[str]], sizes: list[tuple[str, str]], about: str, queue: int
+               ) -> gr.Blocks:
     """The page as Gradio's Blocks.
 
     Args:

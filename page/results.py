@@ -3,6 +3,7 @@ import html
 import json
 import os
 import re
+import shutil
 import tempfile
 import zipfile
 from typing import NamedTuple
@@ -68,6 +69,16 @@ def describe_all(answered: Answered, number: int, threshold: float) -> str:
 
 def seconds(value: float) -> str:
     return f"{value:.2f} s" if value < 10 else f"{value:.0f} s"
+
+
+def results_folder(folder: str, key: str) -> str:
+    """The folder for the files of the answers with a key of `SharedPredictor.ask`."""
+    return os.path.join(folder, "results", key)
+
+
+def remove_results(folder: str, key: str) -> None:
+    """Remove the files of answers that are no longer kept."""
+    shutil.rmtree(results_folder(folder, key), ignore_errors=True)
 
 
 def write_zip(answered: Answered, threshold: float, folder: str, checkpoint: str) -> str:

@@ -1,5 +1,6 @@
 """The page's server: for this machine alone unless told otherwise, and nothing outside is asked for anything."""
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -21,7 +22,7 @@ LONGEST_END = 3  # seconds that a prediction may still take when the server is t
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[str]:
-    """A folder for what Gradio and the page write, which goes when the context ends; also by SIGTERM (exit code 143)."""
+    """A folder for what Gradio and the page write, removed at the end of the context; SIGTERM exits with code 143."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="ris-fusion-page-", ignore_cleanup_errors=True) as folder:
         os.environ.update(QUIET, GRADIO_TEMP_DIR=folder)
@@ -41,11 +42,11 @@ def bind(host: str, port: int) -> socket.socket:
         found.bind(address)
         found.listen()  # a second server of ours is refused from here on, not only once the model is loaded
         return found
-    except socket.gaierror as error:
-        raise InputError(f"there is no address {host!r} ({error.strerror})", "host") from error
     except OSError as error:
-        raise InputError(f"{host}:{port} cannot be used ({error.strerror}); name another port, or 0 for any that is "
-                         "free", "port") from error
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            raise InputError(f"{host}:{port} cannot be used ({error.strerror}); name another port, or 0 for any that "
+                             "is free", "port") from error
+        raise InputError(f"{host!r} is no address of this machine ({error.strerror})", "host") from error
 
 
 def address(listening: socket.socket) -> str:

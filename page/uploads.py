@@ -1,4 +1,4 @@
-"""Picture files that visitors give: found on the disk, checked at once, and shown though a browser may not know them."""
+"""Picture files that visitors give: found on the disk, checked at once, and shown though browsers may not know them."""
 import os
 from typing import Any, NamedTuple
 

@@ -12,8 +12,8 @@ import sys
 import urllib.error
 import urllib.request
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -30,7 +30,6 @@ from page.results import at_threshold, describe_all, draw_views, write_zip
 from page.uploads import PREVIEW, check, uploaded_file
 from predictor import Predictor
 from utils.errors import InputError
-from utils.text import LONGEST
 
 LEFT, RIGHT = "the red disc on the left", "the red disc on the right"
 TWO = f"{LEFT}\n\n  {RIGHT}\n"
@@ -73,7 +72,7 @@ def thermal(path) -> str:
     return str(path)
 
 
-def reading_again(shared, *files, **asked):
+def refusal(shared, *files, **asked):
     """The sentence with which a question is refused."""
     with pytest.raises(InputError) as refused:
         shared.ask(*files, **{"text": LEFT, "size": "native"} | asked)
@@ -119,8 +118,8 @@ def test_large_pictures_are_shown_smaller_and_handed_out_whole(shared, tmp_path)
     answered = shared.recall(shared.ask(str(tmp_path / "v.png"), str(tmp_path / "i.png"), LEFT, "network"))
     assert {view.shape[:2] for view in draw_views(answered, 0, 0.5)} == {(51, 1600)}
     with zipfile.ZipFile(write_zip(answered, 0.5, str(tmp_path / "out"), "c.pth")) as archive:
-        with Image.open(io.BytesIO(archive.read("v-the_red_disc_on_the_left-fused.png"))) as fused:
-            assert fused.size == (2000, 64)
+        fused = Image.open(io.BytesIO(archive.read("v-the_red_disc_on_the_left-fused.png")))
+    assert fused.size == (2000, 64)
 
 
 def test_the_download_has_all_pictures_and_the_masks_of_the_threshold(shared, pair, tmp_path):
@@ -146,23 +145,22 @@ def test_the_download_has_all_pictures_and_the_masks_of_the_threshold(shared, pa
     ("\n".join(map(str, range(MOST_SENTENCES + 1))), f"at most {MOST_SENTENCES}"),
     ("x" * (LONGEST_TEXT + 1), f"more than {LONGEST_TEXT} characters"), ("a \ud800", "no characters")])
 def test_sentences_that_cannot_be_answered_are_refused_in_a_sentence(shared, pair, text, part):
-    assert part in reading_again(shared, *pair, text=text)
+    assert part in refusal(shared, *pair, text=text)
 
 
 def test_pictures_that_cannot_be_used_are_refused_in_a_sentence_without_folders(shared, pair, huge, tmp_path):
     notes = tmp_path / "notes.png"
     notes.write_text("no picture")
-    with mock.patch("data.pictures.deep_values", side_effect=AssertionError("decoded")):
-        assert reading_again(shared, pair[0], huge).startswith("huge.png cannot be decoded as an image: it has more tha")
-    assert reading_again(shared, pair[0], str(notes)).startswith("notes.png cannot be decoded as an image")
-    assert "visible picture is missing" in reading_again(shared, None, pair[1])
-    assert "no longer kept" in reading_again(shared, pair[0], str(tmp_path / "deleted.png"))
-    assert "native or network" in reading_again(shared, *pair, size="1000000")
+    assert refusal(shared, pair[0], huge).startswith("huge.png cannot be decoded as an image: it has more than")
+    assert refusal(shared, pair[0], str(notes)).startswith("notes.png cannot be decoded as an image")
+    assert "visible picture is missing" in refusal(shared, None, pair[1])
+    assert "no longer kept" in refusal(shared, pair[0], str(tmp_path / "deleted.png"))
+    assert "native or network" in refusal(shared, *pair, size="1000000")
 
 
 def test_what_nobody_expected_is_a_sentence_too(shared, predictors, pair, caplog):
     with mock.patch.object(predictors["native"], "predict", side_effect=RuntimeError("out of memory\nTraceback")):
-        assert reading_again(shared, *pair) == "This cannot be processed (RuntimeError: out of memory)."
+        assert refusal(shared, *pair) == "This cannot be processed (RuntimeError: out of memory)."
     assert "Traceback" in caplog.text  # for who runs the server
     assert shared.recall(shared.ask(*pair, LEFT, "native"))  # the model is free again
 
@@ -235,7 +233,7 @@ def test_a_missing_gradio_and_wrong_flags_are_one_sentence(trained):
         with socket.create_server(("127.0.0.1", 0)) as other:
             code, said = page("--port", other.getsockname()[1])
             assert code == 1 and said.startswith("error: --port: 127.0.0.1:") and "in use" in said
-        code, said = page("--host", "no.such.host.invalid")
+        code, said = page("--host", "203.0.113.1")
         assert code == 1 and "--host" in said
     assert page("--port", "70000")[0] == 2
     code, said = page("--ckpt", "absent.pth")
@@ -269,6 +267,24 @@ def upload(url: str, name: str, content: bytes) -> list[str]:
         return json.load(response)
 
 
+def join_queue(url: str, config: dict, times: int) -> list[tuple[int, str]]:
+    """Press the page's button many times at once: status code and complaint of each."""
+    [button] = [entry for entry in config["dependencies"] if len(entry["inputs"]) == 4]
+    body = json.dumps({"data": [None, None, LEFT, "native"], "fn_index": button["id"], "session_hash": "visitor"})
+
+    def press(_) -> tuple[int, str]:
+        request = urllib.request.Request(f"{url}/gradio_api/queue/join", body.encode(), {
+            "Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request) as response:
+                return response.status, ""
+        except urllib.error.HTTPError as refused:
+            return refused.code, json.load(refused)["detail"]
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(press, range(times)))
+
+
 @needs_gradio
 def test_the_server_keeps_its_limits_and_leaves_nothing_behind(trained):
     with page_of(trained / "last.pth", "--max_mb", 1, "--max_waiting", 1) as (process, url):
@@ -281,7 +297,10 @@ def test_the_server_keeps_its_limits_and_leaves_nothing_behind(trained):
         assert refused.value.code == 413
         with urllib.request.urlopen(f"{url}/config") as response:
             config = json.load(response)
-        assert not config["analytics_enabled"] and not config["enable_queue"] is False
+        assert not config["analytics_enabled"]
+        said = join_queue(url, config, 40)
+        assert any(answer == (503, "Queue is full. Max size is 1 and size is 1.") for answer in said)
+        assert all(code in (200, 503) for code, _ in said)
         folder = next(parent for parent in Path(path).parents if parent.name.startswith("ris-fusion-page-"))
         process.send_signal(signal.SIGTERM)
         rest = process.communicate(timeout=60)
