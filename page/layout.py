@@ -3,7 +3,7 @@ import contextlib
 import html
 import logging
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -20,7 +20,7 @@ CSS_FILE = os.path.join(os.path.dirname(__file__), "page.css")
 HEAT_LEGEND = "<div class='legend'><span>probability 0</span><i></i><span>1</span></div>"
 KEPT_FOR = 6 * 3600  # seconds, of uploads
 CHECKED_EVERY = 600  # seconds
-PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 # On a narrow screen the results are below the button.
 SCROLL = "() => { if (innerWidth < 700) document.querySelector('#found').scrollIntoView({behavior: 'smooth'}); }"
 BUSY = "Preparing the download …"
@@ -110,6 +110,31 @@ def note_of(name: str, note: str) -> str:
     return f"<p class='note'>{html.escape(printable(name))}: {html.escape(note)}.</p>"
 
 
+class Given(NamedTuple):
+    """The fields that a visitor fills."""
+
+    visible: gr.Image
+    infrared: gr.Image
+    text: gr.Textbox
+    size: gr.Radio
+    button: gr.Button
+    message: gr.HTML
+
+
+class Found(NamedTuple):
+    """The fields for results."""
+
+    words: gr.HTML
+    results: gr.Column  # of all that follow, hidden until there are some
+    chosen: gr.Radio
+    slider: gr.ImageSlider
+    threshold: gr.Slider
+    outline: gr.Image
+    mask: gr.Image
+    heat: gr.Image
+    download: gr.DownloadButton
+
+
 def build_page(page: Page, examples: list[list[str]], sizes: list[tuple[str, str]], about: str, queue: int
                ) -> gr.Blocks:
     """The page as Gradio's Blocks.
@@ -123,54 +148,70 @@ def build_page(page: Page, examples: list[list[str]], sizes: list[tuple[str, str
     with gr.Blocks(title="RIS-FUSION", analytics_enabled=False, delete_cache=(CHECKED_EVERY, KEPT_FOR)) as blocks:
         gr.HTML("<h1>RIS-FUSION</h1><p>Fuse a visible and an infrared picture under the guidance of a sentence, and "
                 "find the object it refers to.</p>", elem_id="title", padding=False)
-        key = gr.State(None)
         with gr.Row(equal_height=False, elem_id="main"):
             with gr.Column(scale=2, min_width=320, elem_id="given"):
-                with gr.Row(elem_id="pictures"):
-                    visible, infrared = (
-                        gr.Image(label=name, elem_id=name.lower(), type="filepath", image_mode=None, height=210,
-                                 min_width=130, buttons=["fullscreen"], sources=["upload", "clipboard", "webcam"],
-                                 placeholder="Drop a picture here, or click")
-                        for name in ("Visible", "Infrared"))
-                text = gr.Textbox(label="Sentence, or several, one a line", lines=2, max_lines=6, elem_id="text",
-                                  placeholder="the red car on the left")
-                size = gr.Radio(sizes, value=sizes[0][1], label="Size of the fused picture", elem_id="size")
-                button = gr.Button("Fuse and find", variant="primary", elem_id="ask")
-                message = gr.HTML("", elem_id="message", padding=False)
-                with gr.Column(elem_id="examples"):
-                    gr.Examples(examples, [visible, infrared, text], label="Examples: synthetic scenes",
-                                api_visibility="private")
+                given = add_given(examples, sizes)
             with gr.Column(scale=3, min_width=320, elem_id="found"):
-                words = gr.HTML("<p class='empty'>Results appear here: give two pictures of the same view, or choose "
-                                "an example, and press the button.</p>", elem_id="words", padding=False)
-                with gr.Column(visible=False, elem_id="results") as results:
-                    chosen = gr.Radio([], label="Show the sentence", visible=False, elem_id="chosen")
-                    slider = gr.ImageSlider(label="Visible (left) and fused (right)", format="png", max_height=460,
-                                            buttons=["fullscreen"], interactive=False, elem_id="fused")
-                    threshold = gr.Slider(0, 1, 0.5, step=0.01, label="Threshold of the probability",
-                                          elem_id="threshold", buttons=["reset"])
-                    with gr.Row(elem_id="views"):
-                        outline, mask, heat = (
-                            gr.Image(label=label, format="png", height=200, min_width=100, interactive=False,
-                                     buttons=["fullscreen"], elem_id=name)
-                            for label, name in (("Object", "outline"), ("Mask", "mask"), ("Probability", "heat")))
-                    gr.HTML(HEAT_LEGEND, padding=False)
-                    download = gr.DownloadButton(BUSY, interactive=False, elem_id="download")
+                found = add_found()
         gr.HTML(f"<p class='about'>{html.escape(about)}</p>", padding=False)
-
-        for field in (visible, infrared):
-            field.upload(page.take_picture, field, [field, message], preprocess=False, show_progress="hidden",
-                         concurrency_limit=2, concurrency_id="pictures", **PRIVATE)
-        shown = [words, slider, outline, mask, heat, message]
-        button.click(None, js=SCROLL, **PRIVATE)
-        asked = button.click(
-            page.ask, [visible, infrared, text, size], [message, key, chosen, results], preprocess=False,
-            show_progress_on=[words], concurrency_limit=1, concurrency_id="model", **PRIVATE)
-        drawn = asked.then(page.show, [key, chosen, threshold], shown, show_progress="hidden", **PRIVATE)
-        drawn.then(page.pack, [key, threshold], download, show_progress="hidden", **PRIVATE)
-        chosen.input(page.show, [key, chosen, threshold], shown, show_progress="hidden", **PRIVATE)
-        moved = threshold.change(page.move_threshold, [key, chosen, threshold], [words, outline, mask, message],
-                                 show_progress="hidden", trigger_mode="always_last", **PRIVATE)
-        moved.then(lambda: gr.update(label=BUSY, interactive=False), None, download, show_progress="hidden",
-                   **PRIVATE).then(page.pack, [key, threshold], download, show_progress="hidden", **PRIVATE)
+        connect(page, given, found)
     return blocks.queue(max_size=queue, default_concurrency_limit=2)
+
+
+def add_given(examples: list[list[str]], sizes: list[tuple[str, str]]) -> Given:
+    with gr.Row(elem_id="pictures"):
+        visible, infrared = (
+            gr.Image(label=name, elem_id=name.lower(), type="filepath", image_mode=None, height=210, min_width=130,
+                     buttons=["fullscreen"], sources=["upload", "clipboard", "webcam"],
+                     placeholder="Drop a picture here, or click")
+            for name in ("Visible", "Infrared"))
+    text = gr.Textbox(label="Sentence, or several, one a line", lines=2, max_lines=6, elem_id="text",
+                      placeholder="the red car on the left")
+    size = gr.Radio(sizes, value=sizes[0][1], label="Size of the fused picture", elem_id="size")
+    button = gr.Button("Fuse and find", variant="primary", elem_id="ask")
+    message = gr.HTML("", elem_id="message", padding=False)
+    with gr.Column(elem_id="examples"):
+        gr.Examples(examples, [visible, infrared, text], label="Examples: synthetic scenes", api_visibility="private")
+    return Given(visible, infrared, text, size, button, message)
+
+
+def add_found() -> Found:
+    words = gr.HTML("<p class='empty'>Results appear here: give two pictures of the same view, or choose an example, "
+                    "and press the button.</p>", elem_id="words", padding=False)
+    with gr.Column(visible=False, elem_id="results") as results:
+        chosen = gr.Radio([], label="Show the sentence", visible=False, elem_id="chosen")
+        slider = gr.ImageSlider(label="Visible (left) and fused (right)", format="png", max_height=460,
+                                buttons=["fullscreen"], interactive=False, elem_id="fused")
+        threshold = gr.Slider(0, 1, 0.5, step=0.01, label="Threshold of the probability", elem_id="threshold",
+                              buttons=["reset"])
+        with gr.Row(elem_id="views"):
+            views = [gr.Image(label=label, format="png", height=200, min_width=100, interactive=False,
+                              buttons=["fullscreen"], elem_id=name)
+                     for label, name in (("Object", "outline"), ("Mask", "mask"), ("Probability", "heat"))]
+        gr.HTML(HEAT_LEGEND, padding=False)
+        download = gr.DownloadButton(BUSY, interactive=False, elem_id="download")
+    return Found(words, results, chosen, slider, threshold, *views, download)
+
+
+def connect(page: Page, given: Given, found: Found) -> None:
+    """Let the page react to what a visitor does."""
+    key = gr.State(None)
+    asked_for = [key, found.chosen, found.threshold]
+    everything = [found.words, found.slider, found.outline, found.mask, found.heat, given.message]
+    # Not preprocessed: Gradio would decode pictures by itself, and fetch those that a forged request names by URL.
+    for field in (given.visible, given.infrared):
+        field.upload(page.take_picture, field, [field, given.message], preprocess=False, concurrency_limit=2,
+                     concurrency_id="pictures", **QUIET)
+    given.button.click(None, js=SCROLL, **QUIET)
+    answered = given.button.click(
+        page.ask, [given.visible, given.infrared, given.text, given.size],
+        [given.message, key, found.chosen, found.results], preprocess=False, show_progress_on=[found.words],
+        concurrency_limit=1, concurrency_id="model", api_visibility="private")
+    shown = answered.then(page.show, asked_for, everything, **QUIET)
+    found.chosen.input(page.show, asked_for, everything, **QUIET)
+    moved = found.threshold.change(page.move_threshold, asked_for, [found.words, found.outline, found.mask,
+                                                                    given.message], trigger_mode="always_last", **QUIET)
+    busy = moved.then(lambda: gr.update(label=BUSY, interactive=False), None, found.download, **QUIET)
+    for before in (shown, busy):  # one ZIP file after the other, so that the last threshold counts
+        before.then(page.pack, [key, found.threshold], found.download, concurrency_limit=1, concurrency_id="download",
+                    **QUIET)

@@ -79,14 +79,14 @@ def refusal(shared, *files, **asked):
     return str(refused.value)
 
 
-@pytest.mark.parametrize("size", ["native", "network"])
-def test_each_line_is_answered_as_the_predictor_answers_it(shared, predictors, pair, size):
-    answered = shared.recall(shared.ask(*pair, TWO, size))
-    assert [answer.text for answer in answered.answers] == [LEFT, RIGHT]
+def test_each_line_is_answered_as_the_predictor_answers_it_at_either_size(shared, predictors, pair):
     pictures = [read_picture(path).pixels for path in pair]
-    for answer in answered.answers:
-        for found, expected in zip(answer.prediction, predictors[size](*pictures, answer.text), strict=True):
-            assert np.array_equal(found, expected)
+    for size, predictor in predictors.items():
+        answered = shared.recall(shared.ask(*pair, TWO, size))
+        assert [answer.text for answer in answered.answers] == [LEFT, RIGHT]
+        for answer in answered.answers:
+            for found, expected in zip(answer.prediction, predictor(*pictures, answer.text), strict=True):
+                assert np.array_equal(found, expected)
 
 
 def test_a_second_sentence_on_the_same_pair_does_not_encode_it_again(shared, predictors, pair, tmp_path):
