@@ -48,7 +48,7 @@ def say(text: str, stream: int = 2):
 
 @pytest.mark.parametrize(("call", "kind"), [
     (lambda folder: {}["x"], "KeyError"),
-    (lambda folder: decode.decode_mask(None), "TypeError"),
+    (lambda folder: decode.read_mask(None), "TypeError"),
     (lambda folder: exec("raise SystemExit(3)"), "exit code 3"),
     (lambda folder: os.abort(), "SIGABRT"),
     (lambda folder: [None for _ in iter(int, 1)], "hang"),
