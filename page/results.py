@@ -9,11 +9,11 @@ import zipfile
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from evaluation.predictions import describe, record, write_prediction
+from evaluation.results import encode_png
 from predictor import Prediction
-from utils.draw import PNG_LEVEL, heat_map, outlined, resize
+from utils.draw import heat_map, outlined, resize
 from utils.files import file_stem, replacing, unique_names
 
 from .answers import Answer, Answered
@@ -99,7 +99,8 @@ def write_zip(answered: Answered, threshold: float, folder: str, checkpoint: str
             start = os.path.join(work, file_stem(f"{answered.files.name}-{stem}"))
             paths = write_prediction(answered.pair, answer.text, prediction, start)
             paths["probability"] = f"{start}-probability.png"
-            Image.fromarray(heat_map(prediction.probability)).save(paths["probability"], compress_level=PNG_LEVEL)
+            with open(paths["probability"], "wb") as file:
+                file.write(encode_png(heat_map(prediction.probability)))
             records.append(record(answered.files, answer.text, prediction, paths))
         with open(os.path.join(work, "predictions.json"), "w", encoding="utf-8") as file:
             json.dump({"ckpt": checkpoint, "threshold": threshold, "predictions": records}, file, indent=2)

@@ -2,11 +2,11 @@
 import os
 from typing import Any, NamedTuple
 
-from PIL import Image
-
 from data.pictures import read_picture
+from evaluation.results import encode_png
 from utils.draw import resize
 from utils.errors import InputError
+from utils.files import replacing
 
 from .answers import in_words
 
@@ -54,5 +54,6 @@ def check(path: str, max_pixels: int) -> Checked:
     height, width = picture.pixels.shape[:2]
     scale = min(1.0, PREVIEW_SIDE / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    Image.fromarray(resize(picture.pixels, size)).save(path + PREVIEW)
+    with replacing(path + PREVIEW, durable=False) as temporary, open(temporary, "wb") as file:
+        file.write(encode_png(resize(picture.pixels, size)))
     return Checked(path + PREVIEW, picture.note)
