@@ -75,7 +75,7 @@ def serve(blocks, listening: socket.socket, folder: str, max_bytes: int, **looks
         return response
 
     gradio.mount_gradio_app(app, blocks, "/", footer_links=[], max_file_size=max_bytes, ssr_mode=False, pwa=False,
-                            mcp_server=False, enable_monitoring=False, show_error=False, **looks)
+                            mcp_server=False, enable_monitoring=False, show_error=True, **looks)
     class Server(uvicorn.Server):
         def handle_exit(self, sig, frame):
             super().handle_exit(sig, frame)

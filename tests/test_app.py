@@ -220,21 +220,21 @@ def test_a_page_reads_no_other_files_of_the_machine(tmp_path):
 
 
 def test_a_missing_gradio_and_wrong_flags_are_one_sentence(trained):
-    def page(*flags):
-        result = in_process("app.py", "--ckpt", trained / "last.pth", *flags, ok=False)
+    def page(*flags, gradio="installed"):
+        found = importlib.util.find_spec
+        with (mock.patch("importlib.util.find_spec", lambda name, *_: gradio if name == "gradio" else found(name, *_)),
+              mock.patch("page.server.temporary_folder", side_effect=AssertionError("the page starts"))):
+            result = in_process("app.py", "--ckpt", trained / "last.pth", *flags, ok=False)
         assert result.stderr.count("\n") == 1
         return result.returncode, result.stderr
 
-    here = importlib.util.find_spec
-    with mock.patch("importlib.util.find_spec", lambda name, *more: None if name == "gradio" else here(name, *more)):
-        code, said = page()
+    code, said = page(gradio=None)
     assert code == 1 and "pip install -r requirements-app.txt" in said
-    with mock.patch("importlib.util.find_spec", lambda name, *more: "there" if name == "gradio" else here(name, *more)):
-        with socket.create_server(("127.0.0.1", 0)) as other:
-            code, said = page("--port", other.getsockname()[1])
-            assert code == 1 and said.startswith("error: --port: 127.0.0.1:") and "in use" in said
-        code, said = page("--host", "203.0.113.1")
-        assert code == 1 and "--host" in said
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        code, said = page("--port", other.getsockname()[1])
+    assert code == 1 and said.startswith("error: --port: 127.0.0.1:") and "in use" in said
+    code, said = page("--host", "203.0.113.1")
+    assert code == 1 and said.startswith("error: --host: '203.0.113.1' is no address of this machine")
     assert page("--port", "70000")[0] == 2
     code, said = page("--ckpt", "absent.pth")
     assert code == 2 and "--ckpt: there is no 'absent.pth'" in said
