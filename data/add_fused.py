@@ -9,6 +9,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) 
 
 from utils.errors import UsageError, run
 from utils.flags import ArgumentParser, refuse_existing
+from utils.locations import is_file
 
 
 def build_parser() -> ArgumentParser:
@@ -25,7 +26,7 @@ def build_parser() -> ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
-    if not os.path.isfile(args.data):
+    if not is_file(args.data):
         raise UsageError(f"{args.data}: there is no such file")
     if not os.path.isdir(args.fused):
         raise UsageError(f"--fused: there is no folder {args.fused!r}")

@@ -11,6 +11,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) 
 
 from utils.errors import InputError, UsageError, naming, run
 from utils.flags import ArgumentParser, at_least, image_size, make_folder
+from utils.locations import exists
 from utils.text import counted
 
 SHOWN = 20  # findings printed; the report has all
@@ -40,7 +41,7 @@ def build_parser() -> ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
     for path in args.files:
-        if not os.path.exists(path):
+        if not exists(path):
             raise UsageError(f"{path}: there is no such file or folder")
     make_folder(args.out_dir, "--out_dir")
     report, sheet = (os.path.join(args.out_dir, name) for name in ("report.json", "contact_sheet.png"))
