@@ -16,7 +16,7 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         description="Add fused pictures to a parquet file of the MM-RIS schema, as the column fused_image, on which "
                     "--prefusion_model given trains.")
-    parser.add_argument("data", metavar="DATA", help="parquet file")
+    parser.add_argument("data", metavar="DATA", help="parquet file, or the URL of one")
     parser.add_argument("--fused", required=True, metavar="DIR", help="folder of the pictures, named "
                         "{image_name}_{index}, {image_name} or {index}")
     parser.add_argument("--out", required=True, metavar="PATH", help="parquet file to write")

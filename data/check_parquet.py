@@ -22,7 +22,7 @@ def build_parser() -> ArgumentParser:
         description="Verify every row of parquet files in the MM-RIS schema.",
         epilog="Exit code 1 if a row or file cannot be used, or, with --strict, if there are warnings.")
     parser.add_argument("files", nargs="+", metavar="FILE", help="parquet file, or a folder of them, which then count "
-                        "as one data set; images shared by two data sets are reported")
+                        "as one data set; or the URL of either; images shared by two data sets are reported")
     parser.add_argument("--out_dir", default="./runs/check", metavar="DIR",
                         help="folder for report.json and contact_sheet.png (default: %(default)s)")
     parser.add_argument("--img_size", type=image_size, default=480, metavar="S", help="side of the networks' input in "

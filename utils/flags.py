@@ -220,6 +220,9 @@ def find_resume(resume: str, output_dir: str) -> str:
     if resume == "auto":
         last = os.path.join(output_dir, "last.pth")
         return last if os.path.isfile(last) else ""
+    if os.path.isdir(resume):
+        raise UsageError(f"--resume: {resume!r} is a folder; a run is resumed from last.pth or another file with the "
+                         "state of its training, which an exported model lacks; --init_from starts a new run from one")
     if resume and not os.path.isfile(resume):
         raise UsageError(f"--resume: there is no file {resume!r}; --resume auto takes last.pth in --output-dir, if it "
                          "exists")
