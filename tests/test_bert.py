@@ -150,6 +150,11 @@ def configured(tiny_bert, tmp_path):
     return build
 
 
+def test_a_whole_number_in_the_configuration_is_as_good_as_a_float(configured):
+    encoder = configured(hidden_dropout_prob=0, layer_norm_eps=1, initializer_range=1, pretrained=False)
+    assert (encoder.config.layer_norm_eps, encoder.config.hidden_dropout_prob) == (1.0, 0.0)
+
+
 @pytest.mark.parametrize(("name", "value", "message"), [
     ("hidden_size", "128", "hidden_size must be"), ("hidden_size", 127, "2 attention heads do not divide"),
     ("num_attention_heads", 0, "num_attention_heads must be"), ("num_attention_heads", 3, "heads do not divide"),
