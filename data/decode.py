@@ -264,11 +264,6 @@ def read_mask(content: bytes, max_pixels: int = MAX_PIXELS) -> Mask:
         raise ValueError(f"is not a .npy array of numbers, nor an image that can be decoded ({error})") from error
 
 
-def decode_mask(content: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """The pixels of `read_mask`."""
-    return read_mask(content, max_pixels).pixels
-
-
 def _read_npy(content: bytes, max_pixels: int) -> np.ndarray:
     """(h, w) booleans, integers or floats."""
     values = read_npy(content)

@@ -44,13 +44,15 @@ class TextAblation:
         """Take a batch of `data.collate` and the model's output for it with the true sentences."""
         rows = batch["row"]
         target = batch["target"].to(output.logits.device)
-        self.contrast[rows, 0] = object_contrast(output.fused, batch["target"])
+        inside = batch["target"] == 1
+        around = ring(inside)
+        self.contrast[rows, 0] = object_contrast(output.fused, inside, around)
         sentences = [self.swapped[row] for row in rows.tolist()], [""] * len(rows)
         for which, others in enumerate(sentences):
             other = self.predict(batch, others)
             self.counts[rows, which] = pixel_counts(other.logits, target).cpu()
             self.change[rows, which] = change(output.fused, other.fused, batch["target"])
-            self.contrast[rows, 1 + which] = object_contrast(other.fused, batch["target"])
+            self.contrast[rows, 1 + which] = object_contrast(other.fused, inside, around)
 
     def gather(self) -> None:
         """Join what all processes have collected."""
@@ -109,17 +111,15 @@ class TextAblation:
             "intervals_95": {name: list(interval) for name, interval in ends.items()}, "num_samples": len(measured)}
 
 
-def object_contrast(fused: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def object_contrast(fused: torch.Tensor, inside: torch.Tensor, around: torch.Tensor) -> torch.Tensor:
     """The contrast of the object in the fused image: |mean luma inside − mean luma of a ring around it|.
 
     Args:
         fused: (B, 3, H, W) standardised.
-        target: (B, H, W) on the CPU, 1 on the object.
+        inside, around: (B, H, W) bool on the CPU, True on the object, and on its `ring`.
     Returns:
         (B,) float64 on the CPU, in grey levels of 255; NaN where object or ring has no pixel.
     """
-    inside = target == 1
-    around = ring(inside)
     found = contrast(255 * luma(destandardise(fused))[:, 0].cpu().double(), inside, around).abs()
     return found.masked_fill(~(inside.any(2).any(1) & around.any(2).any(1)), torch.nan)
 

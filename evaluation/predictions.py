@@ -4,13 +4,14 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
 from pycocotools import mask as coco
 
-from utils.draw import PNG_LEVEL, outlined, overlay, panel, panel_cell, resize
+from utils.draw import outlined, overlay, panel, panel_cell, resize
 from utils.files import replacing
 from utils.flags import PICTURE_KINDS
 from utils.text import counted
+
+from .results import encode_jpeg, encode_png
 
 SMALLEST_PART = 0.01  # of the mask's pixels; smaller connected parts are specks, which get no box of their own
 MOST_PARTS = 10  # that are described
@@ -49,10 +50,9 @@ def write_prediction(pair, text: str, prediction, stem: str, kinds=PICTURE_KINDS
     for kind in kinds:
         kind_suffix = "png" if kind == "mask" else suffix
         path = f"{stem}-{kind}.{kind_suffix}"
-        options = {"format": "PNG", "compress_level": PNG_LEVEL} if kind_suffix == "png" else {
-            "format": "JPEG", "quality": 95}
-        with replacing(path, durable=False) as temporary:
-            Image.fromarray(draw[kind]()).save(temporary, **options)
+        content = (encode_png if kind_suffix == "png" else encode_jpeg)(draw[kind]())
+        with replacing(path, durable=False) as temporary, open(temporary, "wb") as file:
+            file.write(content)
         paths[kind] = path
     return paths
 

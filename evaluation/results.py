@@ -5,13 +5,14 @@ import logging
 import os
 import tempfile
 
+import cv2
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
 
 from utils import distributed
-from utils.draw import PNG_LEVEL, fused_picture, overlay, resize
+from utils.draw import fused_picture, overlay, resize
 from utils.errors import InputError
 from utils.files import file_stem, replacing, unique_names
 from utils.spreadsheet import as_cell
@@ -32,9 +33,17 @@ def encode_jpeg(image: np.ndarray) -> bytes:
 
 def encode_png(image: np.ndarray) -> bytes:
     """Likewise, the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=PNG_LEVEL)
-    return buffer.getvalue()
+    # zlib's fastest level and one filter: a quarter of the time of Pillow's level 4 for files 1 to 14 % larger.
+    options = [cv2.IMWRITE_PNG_COMPRESSION, 1]
+    if image.ndim == 2:  # a mask, which is runs of equal bytes
+        options += [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
+    else:
+        options += [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT]
+        image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    if hasattr(cv2, "IMWRITE_PNG_FILTER"):  # since OpenCV 4.12; before, every filter is tried on each line
+        options += [cv2.IMWRITE_PNG_FILTER,
+                    cv2.IMWRITE_PNG_FILTER_NONE if image.ndim == 2 else cv2.IMWRITE_PNG_FILTER_AVG]
+    return cv2.imencode(".png", image, options)[1].tobytes()
 
 
 def reserve(folder: str, size: int):

@@ -5,6 +5,7 @@ import torch
 from evaluation.ablation import TextAblation, ablation_table, change, object_contrast
 from models import Output
 from utils.color import standardise
+from utils.contrast import ring
 
 
 def grey(level: float, count: int = 1) -> torch.Tensor:
@@ -65,12 +66,14 @@ def test_the_contrast_is_that_of_the_object_with_a_ring_around_it():
     fused, target = scenes([130, 60, 100])
     target[2] = 1  # an object that fills the image has no surroundings
     fused[:, :, :, :6] = standardise(torch.zeros(3, 3, 20, 6))  # more than a tenth of the side, 2 pixels, away
-    found = object_contrast(fused, target)
+    inside = target == 1
+    found = object_contrast(fused, inside, ring(inside))
     assert found[:2].tolist() == pytest.approx([30, 40], abs=1e-3)
     assert found[2].isnan()
-    assert object_contrast(fused, torch.zeros_like(target)).isnan().all()
+    none = torch.zeros_like(inside)
+    assert object_contrast(fused, none, ring(none)).isnan().all()
     fused[0, :, 6, 6] = standardise(torch.zeros(3, 1, 1))[:, 0, 0]  # a corner of the ring of 8² − 4² pixels
-    assert object_contrast(fused, target)[0].item() == pytest.approx(30 + 100 / 48, abs=1e-3)
+    assert object_contrast(fused, inside, ring(inside))[0].item() == pytest.approx(30 + 100 / 48, abs=1e-3)
 
 
 def test_it_is_counted_how_often_the_own_sentence_gives_the_larger_contrast():

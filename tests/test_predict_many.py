@@ -12,8 +12,8 @@ from test_distributed import finish, torchrun
 
 from data.pictures import PairOfFiles, read_pair
 from data.prepare.pair_tables import read_requests
-from evaluation.predictions import record
-from predictor import Prediction
+from evaluation.predictions import prediction_panel, record, write_prediction
+from predictor import Pair, Prediction
 from utils.errors import InputError
 
 
@@ -58,6 +58,21 @@ def test_a_record_is_what_the_mask_says_and_coco_reads_it_back():
     nothing = record(files, "a disc", Prediction(None, ~mask & mask, probability), {})
     assert (nothing["found"], nothing["share"], nothing["box"], nothing["mean_probability"]) == (False, 0, None, None)
     assert not coco.decode(nothing["segmentation"]).any()
+
+
+def test_pictures_hold_every_pixel_of_what_was_computed(tmp_path):
+    numbers = np.random.default_rng(0)
+    visible, infrared, fused = numbers.integers(0, 256, (3, 33, 47, 3), np.uint8)
+    mask = numbers.random((33, 47)) < 0.3
+    pair, prediction = Pair(visible, infrared, (), None), Prediction(fused, mask, mask.astype(np.float32))
+    paths = write_prediction(pair, "the disc", prediction, str(tmp_path / "a"))
+    saved = {kind: Image.open(path) for kind, path in paths.items()}
+    assert {kind: picture.mode for kind, picture in saved.items()} == {
+        "fused": "RGB", "mask": "L", "overlay": "RGB", "panel": "RGB"}
+    red = np.where(mask[..., None], np.round(fused / 2 + [127.5, 0, 0]), fused)
+    for kind, pixels in (("fused", fused), ("mask", mask * 255), ("overlay", red),
+                         ("panel", prediction_panel(pair, "the disc", prediction))):
+        assert np.array_equal(saved[kind], pixels), kind
 
 
 def test_predictions_json_lists_what_was_written(ask, pairs, tmp_path):

@@ -13,7 +13,7 @@ from PIL import Image
 from rows import make_row, npy
 from sandbox import Unmakeable, command
 
-from data.decode import decode_image, decode_lumas, decode_mask, decode_pixels, read_mask
+from data.decode import decode_image, decode_lumas, decode_pixels, read_mask
 from data.pictures import read_pair, read_picture
 from predictor import Predictor
 
@@ -92,7 +92,7 @@ def prepare_mask(value, folder: Path):
             raise Unmakeable from error
         content = b"\x93NUMPY\x02\0" + struct.pack("<I", len(header)) + header + value[1]
     path = str(write_files(folder / "in", {"x.npy": content}) / "x.npy")
-    return [lambda: decode_mask(content), lambda: decode_mask(memoryview(content)), lambda: read_picture(path)]
+    return [lambda: read_mask(content), lambda: read_mask(memoryview(content)), lambda: read_picture(path)]
 
 
 def picture_seeds() -> list[dict]:
