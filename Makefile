@@ -1,12 +1,14 @@
 # make demo    train and evaluate a small model on synthetic scenes; results in runs/demo/
 # make test    run the test suite          make lint    check style and types
+# make app     the page in the browser, with the demo's model, which is trained first if there is none (docs/app.md)
 # make fuzz    try random inputs for MINUTES=30, with a new seed; those that fail are kept in runs/fuzz/
 # make bench   measure speed and memory beside a baseline (docs/performance.md); make bench-data: reading data alone;
 #              make bench-gpu: everything about a GPU in nine minutes, with PYTHON if there is no .venv
 # make roofline  predict training and evaluation on GPUs, without one (docs/performance.md)
 # make study    compare fusion methods and ablations on synthetic scenes: hours, may be stopped and started again
 #               (docs/study.md); shortened by STUDY="--seeds 1 --variants joint,visible"
-# All but bench-gpu first install what they need into .venv, once: requirements.txt; test, fuzz and lint also requirements-dev.txt.
+# All but bench-gpu first install what they need into .venv, once: requirements.txt; app also requirements-app.txt;
+# test, fuzz and lint also requirements-dev.txt.
 # PYTHON=python3.12 picks another interpreter.
 
 PYTHON ?= python3
@@ -14,7 +16,7 @@ BIN := .venv/bin
 DEMO := runs/demo
 MINUTES ?= 30
 
-.PHONY: demo test fuzz lint bench bench-data bench-gpu roofline study install install-dev clean
+.PHONY: demo app test fuzz lint bench bench-data bench-gpu roofline study install install-dev clean
 
 install: .venv/installed
 
@@ -25,9 +27,17 @@ install-dev: .venv/installed-dev
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/installed-dev: requirements-dev.txt requirements-film.txt requirements-export.txt .venv/installed
+.venv/installed-dev: $(wildcard requirements-*.txt) .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
+
+.venv/installed-app: requirements-app.txt .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-app.txt
+	touch $@
+
+app: .venv/installed-app
+	test -f $(DEMO)/model_best_lavt.pth || $(MAKE) demo
+	$(BIN)/python app.py --ckpt $(DEMO)/model_best_lavt.pth
 
 demo: install
 	rm -rf $(DEMO)

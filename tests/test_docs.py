@@ -9,7 +9,7 @@ from docs.flag_tables import SECTION, parser_of, updated
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCUMENTS]
-SCRIPTS = ["train_with_lavt.py", "test.py", "predict.py", "compare.py", "export.py", "evaluation/fusion.py",
+SCRIPTS = ["train_with_lavt.py", "test.py", "predict.py", "app.py", "compare.py", "export.py", "evaluation/fusion.py",
            "data/synthetic.py", "data/merge_parquet.py", "data/align.py", "data/build_parquet.py", "data/add_fused.py",
            "data/check_parquet.py", "utils/fetch_weights.py", "utils/plot_log.py"]
 OTHER_PROGRAMS = {  # torchrun, pip, tensorboard, Slurm, Docker

@@ -15,9 +15,10 @@ BELOW = {  # what each room may import of the others
     "exporting": {"evaluation", "models", "data", "bert", "utils"},
     "engine.py": {"evaluation", "training", "models", "data", "bert", "utils"},
     "predictor.py": {"evaluation", "models", "data", "bert", "utils"},
+    "page": {"predictor", "evaluation", "data", "utils"},
 }
 OURS = {name.removesuffix(".py") for name in BELOW} | {
-    "trainer", "evaluator", "train_with_lavt", "test", "predict", "export"}
+    "trainer", "evaluator", "train_with_lavt", "test", "predict", "export", "app"}
 
 
 def modules(room: str) -> list[Path]:

@@ -19,7 +19,8 @@ def help_of(name: str, stdout=subprocess.PIPE, **environment) -> subprocess.Comp
                           stdout=stdout, stderr=subprocess.PIPE)
 
 
-SCRIPTS = ("train_with_lavt.py", "test.py", "predict.py", "compare.py", "utils/fetch_weights.py", "utils/plot_log.py",
+SCRIPTS = ("train_with_lavt.py", "test.py", "predict.py", "app.py", "compare.py", "utils/fetch_weights.py",
+           "utils/plot_log.py",
            *(f"data/{name}.py" for name in ("add_fused", "build_parquet", "check_parquet", "merge_parquet",
                                             "synthetic")))
 

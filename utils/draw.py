@@ -53,6 +53,12 @@ def outlined(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return cv2.drawContours(overlay(image, mask), contours, -1, (255, 255, 255), 1)
 
 
+def heat_map(probability: np.ndarray) -> np.ndarray:
+    """(h, w) floats in [0, 1] to (h, w, 3) uint8: 0 black, then purple, red and yellow, 1 nearly white."""
+    levels = np.round(probability * 255).astype(np.uint8)
+    return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+
+
 def contact_sheet(rows: list[tuple[str, list[np.ndarray]]], titles=TITLES, cell: int = 192) -> Image.Image:
     """A page with one row of pictures per sample and a sentence above each row.
 
