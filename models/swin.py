@@ -46,7 +46,7 @@ class WindowAttention(swin_transformer.WindowAttention):
         """The learned bias of each pair of positions in a window: (heads, N, N), N positions."""
         index = self.relative_position_index
         bias = self.relative_position_bias_table.index_select(0, index.flatten())
-        return bias.unflatten(0, index.shape).permute(2, 0, 1)
+        return bias.unflatten(0, index.shape).permute(2, 0, 1).contiguous()  # else a GPU's fused attention refuses it
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:  # type: ignore[override]  # timm takes an optional mask
         """Attend within each window.
@@ -92,11 +92,13 @@ class SwinBlock(nn.Module):
         x = in_autocast_type(self.norm1(x))  # before it is moved, because attention casts it anyway
         x = F.pad(x, (0, 0, 0, -width % self.window, 0, -height % self.window))
         padded_height, padded_width = x.shape[1:3]
-        x = x.roll((-self.shift, -self.shift), dims=(1, 2))
+        if self.shift:
+            x = x.roll((-self.shift, -self.shift), dims=(1, 2))
         x = window_partition(x, window).flatten(1, 2)
         x = self.attn(x, self.score_bias(padded_height, padded_width))
         x = window_reverse(x.unflatten(1, window), window, padded_height, padded_width)
-        x = x.roll((self.shift, self.shift), dims=(1, 2))
+        if self.shift:
+            x = x.roll((self.shift, self.shift), dims=(1, 2))
         x = x[:, :height, :width]
         x = shortcut + self.drop_path(x)
         return x + self.drop_path(self.mlp(self.norm2(x)))

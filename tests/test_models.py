@@ -192,3 +192,16 @@ def test_a_seed_gives_each_network_the_weights_that_it_always_gave(tiny_bert):
     for network, expected in ((model.fuser, fuser), (model.segmenter, segmenter)):
         for (name, tensor), other in zip(network.state_dict().items(), expected.state_dict().values(), strict=True):
             assert torch.equal(tensor, other), name
+
+
+def test_every_mask_of_attention_suits_the_fused_kernel_of_a_gpu(monkeypatch):
+    strides, attend = [], torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*tensors, attn_mask=None, **options):
+        strides.append(attn_mask.stride(-1))
+        return attend(*tensors, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    case = Case(next(iter(GOLDEN.values())), torch.device("cpu"), README_WEIGHTS)
+    case.model(*(case.inputs[name] for name in INPUTS))
+    assert len(strides) == 20 and set(strides) == {1}  # PyTorch computes others in many steps, as a product, a sum, …

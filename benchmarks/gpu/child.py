@@ -48,13 +48,12 @@ class Bench:
         self.shape = "demo" if self.tiny else "readme"
         self.side = 64 if self.tiny else SHAPES["readme"].img_size
         self.rounds = 2 if self.tiny else 5
-        self.use_tf32(False)
 
-    def use_tf32(self, on: bool) -> None:
+    def use_tf32(self, products: bool, convolutions: bool = True) -> None:
         """Let float32 products and convolutions on a GPU use TensorFloat-32, or not; by default only the latter do."""
         if self.device.type == "cuda":
-            torch.set_float32_matmul_precision("high" if on else "highest")
-            torch.backends.cudnn.allow_tf32 = on
+            torch.set_float32_matmul_precision("high" if products else "highest")
+            torch.backends.cudnn.allow_tf32 = convolutions
 
     def amp(self) -> bool:
         """Whether the device is made for bfloat16."""

@@ -11,7 +11,7 @@ LARGE, TINY_LARGE = 32, 4  # batch
 
 
 def eager(bench) -> None:
-    """The rows that are not compiled; in float32 TensorFloat-32 is off."""
+    """The rows that are not compiled."""
     for precision, way in (("bf16", "amp"), ("float32", "default")):
         bench.row(f"{precision}, batch 1", functools.partial(_passes, bench, way, 1))
         bench.row(f"{precision}, batch 32", functools.partial(_passes, bench, way, _large(bench)))

@@ -16,7 +16,7 @@ SENTENCE = "the red car"
 
 
 def from_file_to_file(bench) -> None:
-    """The rows in float32, TensorFloat-32 off, and in bfloat16."""
+    """The rows in bfloat16 and in float32."""
     bert = os.path.join(bench.scratch, "predictor-bert")
     write_tiny_bert(bert, [SENTENCE], hidden=16, layers=1, heads=1)
     files = [os.path.join(bench.scratch, name) for name in ("visible.jpg", "infrared.jpg")]

@@ -12,7 +12,7 @@ from utils.device import grad_scaler, peak_memory, reset_peak_memory
 from .child import why
 
 WAYS = {  # flags by row
-    "float32, TF32 off": {}, "TF32": {}, "bf16": {"amp": True},
+    "float32": {}, "TF32": {}, "bf16": {"amp": True},
     "bf16, channels-last": {"amp": True, "channels_last": True}, "bf16, compiled": {"amp": True, "torchcompile": True}}
 BASE = 16  # samples of a batch that larger ones repeat
 MOST = 4096
@@ -21,7 +21,7 @@ SEARCH_SECONDS = 30
 
 def eager(bench) -> None:
     """The rows that are not compiled."""
-    for row in ("bf16", "bf16, channels-last", "TF32", "float32, TF32 off"):
+    for row in ("bf16", "bf16, channels-last", "TF32", "float32"):
         bench.use_tf32(row == "TF32")
         bench.row(row, functools.partial(_step, bench, row))
 
