@@ -20,7 +20,7 @@ from data.pictures import read_pair, read_picture
 from data.prepare.pair_tables import Request
 from evaluation.predictions import describe, parts, prediction_panel
 from models import INPUTS, Output
-from predictor import Prediction, Predictor
+from predictor import KEPT_SENTENCES, Prediction, Predictor
 from utils.draw import panel, panel_cell, resize, to_image
 from utils.flags import picture_kinds
 from utils.streams import TolerantStream
@@ -150,6 +150,20 @@ def test_further_sentences_do_not_encode_the_images_again(predictor, pictures):
     assert len(passes) == 2  # at img_size and at the picture's own size
     assert same(found[0], found[2]) and not same(found[0], found[1])
     assert same(found[1], predictor(pictures.visible, pictures.infrared, RIGHT))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_sentence_is_encoded_once_for_all_pairs(flip, trained, pictures):
+    predictor, passes = Predictor.from_checkpoint(trained / "last.pth", "cpu", flip=flip), []
+    first = predictor(pictures.visible, pictures.infrared, LEFT)
+    predictor.model.model.text_encoder.register_forward_hook(lambda *_: passes.append(1))
+    assert same(first, predictor(pictures.visible, pictures.infrared, LEFT)) and not passes
+    other = predictor(pictures.visible, pictures.infrared, RIGHT)
+    assert len(passes) == 1 + flip and not same(first, other)
+    for number in range(KEPT_SENTENCES):
+        predictor(pictures.visible, pictures.infrared, " ".join(["left"] * (number + 1)))
+    passes.clear()
+    assert same(other, predictor(pictures.visible, pictures.infrared, RIGHT)) and len(passes) == 1 + flip
 
 
 @pytest.mark.parametrize("convert", [
