@@ -13,13 +13,13 @@ import torch
 from conftest import ROOT, in_process, script
 from PIL import Image
 
-import predict
 from bert import Tokenizer
 from data import MMRISDataset, collate
 from data.pictures import read_pair, read_picture
 from data.prepare.pair_tables import Request
 from evaluation.predictions import describe, parts, prediction_panel
 from models import INPUTS, Output
+from pair_runner import result_names
 from predictor import KEPT_SENTENCES, Prediction, Predictor
 from utils.draw import panel, panel_cell, resize, to_image
 from utils.flags import picture_kinds
@@ -258,7 +258,7 @@ def test_folders_are_paired_by_name_and_bad_or_lonely_files_left_out_and_named(a
     (["../../etc", "das große Auto", "红色的汽车", "?"], ["a-etc", "a-das_große_Auto", "a-红色的汽车", "a-text"]),
     (["x" * 99], ["a-" + "x" * 60])])
 def test_every_sentence_gets_a_safe_name_of_its_own(texts, expected):
-    assert predict.result_names([Request(None, texts, ["a"] * len(texts))]) == [expected]
+    assert result_names([Request(None, texts, ["a"] * len(texts))]) == [expected]
 
 
 def test_sentences_that_the_model_cannot_read_whole_are_pointed_out(ask, pictures):
@@ -344,7 +344,7 @@ def test_whatever_happens_to_one_pair_the_later_ones_are_processed(kind, ask, pi
             raise SyntaxError("broken \x1b[31m chunk\nin a file")
         return read_pair(*paths_and_more)
 
-    monkeypatch.setattr("data.pictures.read_pair", fail)
+    monkeypatch.setattr("pair_runner.read_pair", fail)
     answer = ask(tmp_path / "visible", tmp_path / "infrared")
     assert answer.code == 1
     assert "b.png cannot be used (SyntaxError: broken \\x1b[31m chunk)" in answer.said

@@ -88,7 +88,7 @@ def test_predictions_json_lists_what_was_written(ask, pairs, tmp_path):
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_a_table_asks_each_pair_its_own_sentences_and_reads_a_pair_once(separator, ask, pairs, monkeypatch, tmp_path):
     read = []
-    monkeypatch.setattr("data.pictures.read_pair", lambda *some: [read.append(some), read_pair(*some)][1])
+    monkeypatch.setattr("pair_runner.read_pair", lambda *some: [read.append(some), read_pair(*some)][1])
     lines = ("text", "infrared", "visible", "name"), ("the disc", "0-infrared.png", "0-visible.png", ""), (
         "the square", "1-infrared.png", str(pairs / "1-visible.png"), "street"), (
         "the red one", "./0-infrared.png", "0-visible.png", "")

@@ -17,7 +17,7 @@ BELOW = {  # what each room may import of the others
     "predictor.py": {"evaluation", "models", "data", "bert", "utils"},
 }
 OURS = {name.removesuffix(".py") for name in BELOW} | {
-    "trainer", "evaluator", "train_with_lavt", "test", "predict", "export"}
+    "trainer", "evaluator", "pair_runner", "train_with_lavt", "test", "predict", "export"}
 
 
 def modules(room: str) -> list[Path]:

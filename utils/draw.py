@@ -32,7 +32,7 @@ def to_image(standardised: torch.Tensor) -> np.ndarray:
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """To (width, height): images bilinearly, masks by their nearest pixel."""
     if image.shape[1::-1] == tuple(size):
-        return image
+        return np.ascontiguousarray(image)
     resample = Image.Resampling.NEAREST if image.dtype == bool else Image.Resampling.BILINEAR
     return np.asarray(Image.fromarray(image).resize(size, resample))
 
