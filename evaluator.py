@@ -198,7 +198,8 @@ def fused_pictures(fuser: FullSizeFuser, batch: dict, output, notes: SampleNotes
     for i, row in enumerate(batch["row"].tolist()):
         try:
             pair = fuser.encode(*batch["pictures"][i])
-            pictures.append(fuser.fuse(pair, batch["input_ids"][i:i + 1], batch["attention_mask"][i:i + 1]))
+            ids, mask = (batch[name][i:i + 1].to(fuser.device) for name in ("input_ids", "attention_mask"))
+            pictures.append(fuser.fuse(pair, fuser.model.encode_text(ids, mask)))
         except ValueError:
             notes.not_finite.add(row)
             pictures.append(to_image(output.fused[i]))

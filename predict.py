@@ -1,12 +1,9 @@
 """Fuse your own infrared and visible pictures under the guidance of a sentence, and find what it refers to."""
 import argparse
-import functools
-import logging
 import os
 import re
 
-from utils.errors import InputError, UsageError, naming, run
-from utils.files import file_stem, set_aside, unique_names
+from utils.errors import UsageError, run
 from utils.flags import (
     FILM_SUFFIXES,
     FILM_VIEWS,
@@ -16,18 +13,12 @@ from utils.flags import (
     add_checkpoint_flags,
     add_fusion_size_flags,
     at_least,
-    make_folder,
     picture_kinds,
     require_existing,
     time_range,
 )
 from utils.sizes import MAX_PIXELS
-from utils.text import counted, first_line, printable
-
-RECORDS = "predictions.json"
-WAIT = 24 * 60  # minutes until a process of several gives up the others, whose pairs may be larger
-
-logger = logging.getLogger("predict")
+from utils.text import printable
 
 
 def build_parser() -> ArgumentParser:
@@ -81,22 +72,6 @@ def add_film_flags(parser: ArgumentParser) -> None:
                        help="frames a second of folders of frames")
 
 
-def result_names(requests: list) -> list[list[str]]:
-    """For each request a file name for each sentence, without kind and suffix: `FLIR_00018-the_red_car`; all differ.
-
-    Args:
-        requests: of `data.prepare.pair_tables.Request`.
-    """
-    stems = []
-    for request in requests:
-        words = [re.sub(r"\W+", "_", text)[:60].strip("_") or "text" for text in request.texts]
-        words = unique_names(words, list(range(1, len(words) + 1)))
-        stems.append([file_stem(f"{name}-{word}") for name, word in zip(request.names, words, strict=True)])
-    flat = [stem for row in stems for stem in row]
-    names = iter(unique_names(flat, list(range(1, len(flat) + 1))))
-    return [[next(names) for _ in row] for row in stems]
-
-
 def parse_args() -> argparse.Namespace:
     args = build_parser().parse_args()
     require_existing(args, "ckpt")
@@ -139,169 +114,9 @@ def check_film(args: argparse.Namespace) -> None:
 def main() -> None:
     args = parse_args()
 
-    # After the command line is known to be good: these take seconds.
-    from utils import distributed
-    from utils.device import select_device
+    from pair_runner import run_job  # after the command line is known to be good: imports take seconds
 
-    device = select_device(args.device, distributed.local_rank())
-    with distributed.job(device, WAIT):
-        (film if args.film else predict)(args, device)
-
-
-def film(args: argparse.Namespace, device) -> None:
-    """Make a film of two.
-
-    Raises:
-        UsageError, InputError: what cannot be done, in one sentence.
-    """
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
-    from data.films import open_film
-    from data.homography import read_matrix
-    from evaluation.films import make_film
-
-    with naming("align"):
-        matrix = None if args.align is None else read_matrix(args.align)
-    films = []
-    for flag in ("visible", "infrared"):
-        with naming(flag):
-            films.append(open_film(getattr(args, flag), args.seconds or (0, float("inf")), args.fps, args.max_pixels))
-    make_folder(os.path.dirname(args.out) or ".", "--out")
-    predictor = open_predictor(args, device)
-    with logging_redirect_tqdm():
-        make_film(predictor, (films[0], films[1]), args.text[0], args.out, show=args.show, every=args.every,
-                  matrix=matrix)
-
-
-def predict(args: argparse.Namespace, device) -> None:
-    """Process this process's share of the pairs; the main process writes what all have found to `predictions.json`.
-
-    Raises:
-        UsageError, InputError: what cannot be done, in one sentence; the other pairs are processed before.
-    """
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
-    from data.homography import read_matrix
-    from evaluation.results import write_json
-    from utils import distributed
-    from utils.progress import progress_bar
-
-    with naming("align"):
-        matrix = None if args.align is None else read_matrix(args.align)
-    requests = find_requests(args)
-    make_folder(args.out, "--out")
-    predictor = open_predictor(args, device)
-
-    names = result_names(requests)
-    earlier = (f"({'|'.join(re.escape(name) for row in names for name in row)})-({'|'.join(PICTURE_KINDS)})\\.(png|jpg)"
-               f"|{re.escape(RECORDS)}")
-    make_room = functools.cache(lambda: set_aside(args.out, earlier))  # once, and only when there are new pictures
-    rank, several = distributed.rank(), distributed.world_size() > 1
-    if several:
-        if rank == 0:
-            make_room()
-        distributed.wait_for_all()  # no process writes before the results of an earlier run are moved
-    records: list[tuple[int, list[dict]]] = []
-    failed = 0
-    try:
-        with logging_redirect_tqdm():
-            mine = range(rank, len(requests), distributed.world_size())
-            for number in progress_bar(mine, unit="pair", disable=len(requests) == 1 or rank > 0):
-                records.append((number, []))
-                try:
-                    process_pair(predictor, requests[number], names[number], args, matrix,
-                                 (lambda: None) if several else make_room, records[-1][1])
-                except InputError as error:
-                    if len(requests) == 1 and not several:
-                        raise
-                    logger.error("error: %s", error)
-                    failed += 1
-        if several:
-            records, failed = sorted(distributed.joined(records)), sum(distributed.gather(failed))
-    finally:  # what was found before an interruption is kept, too
-        found = [entry for _, entries in records for entry in entries]
-        if rank == 0 and found:
-            path = os.path.join(args.out, RECORDS)
-            write_json(path, {"ckpt": args.ckpt, "predictions": found})
-            logger.info("%s: %s", path, counted(len(found), "prediction"))
-    distributed.wait_for_all()
-    if failed and rank == 0:
-        raise InputError(f"{failed} of {len(requests)} pairs could not be used; the reasons are above")
-
-
-def find_requests(args: argparse.Namespace) -> list:
-    """The pairs of files, each with its sentences, as `data.prepare.pair_tables.Request`.
-
-    Raises:
-        UsageError, InputError: there is none; says why.
-    """
-    from data.pictures import pair_files
-    from data.prepare.pair_tables import Request, read_requests
-
-    if args.table is not None:
-        return read_requests(args.table)
-    pairs, unpaired = pair_files(args.visible, args.infrared, left_out=args.out)
-    if unpaired:
-        logger.warning("no partner for %d of the images, which are left out: %s", len(unpaired),
-                       ", ".join(map(printable, unpaired)))
-    return [Request(files, args.text, [files.name] * len(args.text)) for files in pairs]
-
-
-def open_predictor(args: argparse.Namespace, device):
-    """The `predictor.Predictor` for the flags."""
-    from evaluation.inference import open_checkpoint
-    from predictor import Predictor
-
-    given = {name: getattr(args, name, None) for name in ("bert_tokenizer", "ck_bert", "img_size", "mha")}
-    with naming("ckpt"):
-        opened = open_checkpoint(args.ckpt, device, flip=args.tta == "flip", amp=args.amp, keep_memory=True,
-                                 must_fuse=True, **given)
-    return Predictor(opened.model, opened.tokenizer, opened.img_size, device, fuse_size=args.fuse_size,
-                     tile=args.tile, show_progress=True)
-
-
-def process_pair(predictor, request, stems: list[str], args: argparse.Namespace, matrix, make_room, records: list
-                 ) -> None:
-    """Read a pair of files, and for each sentence write its pictures and say what was found.
-
-    Args:
-        request: a `data.prepare.pair_tables.Request`.
-        stems: names of the pictures, one for each sentence.
-        matrix: (3, 3), by which the infrared image is warped; None: it is not.
-        make_room: called before each picture is written.
-        records: receives an entry of `predictions.json` for each sentence.
-    Raises:
-        InputError: whatever goes wrong with this pair, in one sentence.
-    """
-    from data.homography import warp
-    from data.pictures import read_pair
-    from evaluation.predictions import describe, record, write_prediction
-
-    files = request.files
-    try:
-        pictures = read_pair(files.visible, files.infrared, args.max_pixels)
-        for path, picture in zip((files.visible, files.infrared), pictures, strict=True):
-            if picture.note:
-                logger.info("%s: %s", printable(path), picture.note)
-        visible, infrared = (picture.pixels for picture in pictures)
-        if matrix is not None:
-            infrared, covered = warp(infrared, matrix, visible)
-            if covered < 1:
-                logger.info("%s: warped; the %.1f %% of the picture that it does not cover are filled with the visible "
-                            "image's luma", printable(files.infrared), 100 * (1 - covered))
-        pair = predictor.encode_pair(visible, infrared)
-        for stem, text in zip(stems, request.texts, strict=True):
-            prediction = predictor.predict(pair, text)
-            make_room()
-            paths = write_prediction(pair, text, prediction, os.path.join(args.out, stem), args.save, args.format)
-            records.append(record(files, text, prediction, paths))
-            logger.info("%s, '%s': %s", printable(files.name), printable(text),
-                        "\n".join([describe(prediction.mask), *(f"  {path}" for path in paths.values())]))
-    except InputError:
-        raise
-    except Exception as error:  # decoders, NumPy and PyTorch raise many kinds; the other pairs can still be processed
-        raise InputError(f"{printable(files.visible)} and {printable(files.infrared)} cannot be used "
-                         f"({type(error).__name__}: {printable(first_line(error))})") from error
+    run_job(args)
 
 
 if __name__ == "__main__":

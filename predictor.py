@@ -3,6 +3,7 @@
     predictor = Predictor.from_checkpoint("ckpts/risfusion/model_best_lavt.pth")
     fused, mask, probability = predictor(visible, infrared, "the red car")
 """
+import functools
 import logging
 import os
 import re
@@ -16,7 +17,7 @@ from bert import Tokenizer
 from data.pictures import oddities_of_pair, to_picture
 from evaluation.full_size import FullSizeFuser, SizedPair, check_settings
 from evaluation.inference import FetchBert, Inference, open_checkpoint
-from models.ris_fusion import Encoded
+from models.ris_fusion import Encoded, Sentences
 from utils import hub
 from utils.color import standardise
 from utils.device import select_device
@@ -26,6 +27,8 @@ from utils.sizes import TILE
 from utils.text import first_line, printable, printable_value
 
 logger = logging.getLogger(__name__)
+
+KEPT_SENTENCES = 16  # that stay encoded; each takes 60 kB with the published text encoder
 
 AnyImage = Image.Image | np.ndarray
 
@@ -66,6 +69,7 @@ class Predictor:
         self.img_size = img_size
         self.device = device
         self.fuser = None if fuse_size == "network" else FullSizeFuser(model, device, fuse_size, tile, show_progress)
+        self._encode_text = functools.lru_cache(KEPT_SENTENCES)(self._encode_new_text)
         _, self._unknown, self._end = tokenizer(["[UNK]"])[0][0, :3].tolist()
 
     @classmethod
@@ -182,10 +186,10 @@ class Predictor:
         Raises:
             ValueError: the sentence is empty or no str, or the model's output is not finite.
         """
-        input_ids, attention_mask = (tensor.to(self.device) for tensor in self._tokenize(text))
-        output = self.model.answer(pair.features, input_ids, attention_mask)
+        sentence = self._encode_text(*(tuple(tensor[0].tolist()) for tensor in self._tokenize(text)))
+        output = self.model.answer(pair.features, sentence)
         assert output.logits is not None  # every checkpoint has a segmenter
-        if not (output.fused.isfinite().all() and output.logits.isfinite().all()):
+        if not (output.fused.isfinite().all() & output.logits.isfinite().all()):
             raise ValueError("the model's output for this pair and sentence is not finite (NaN or infinity)")
         height, width = pair.visible.shape[:2]
         # Nearest-neighbour, so that the mask is the thresholded probability and the same as the one test.py writes.
@@ -194,13 +198,16 @@ class Predictor:
         if self.fuser is None or pair.sized is None:
             fused = to_image(output.fused[0])
         else:
-            fused = self.fuser.fuse(pair.sized, input_ids, attention_mask)
+            fused = self.fuser.fuse(pair.sized, sentence)
         return Prediction(resize(fused, (width, height)), probability > 0.5, probability)
 
     def _to_tensor(self, pixels: np.ndarray) -> torch.Tensor:
         """(h, w, 3) uint8 to (1, 3, S, S) float32, standardised, S being `img_size`."""
         square = torch.tensor(resize(pixels, (self.img_size, self.img_size)), device=self.device)
         return standardise(square.permute(2, 0, 1).float().div(255))[None]
+
+    def _encode_new_text(self, input_ids: tuple[int, ...], attention_mask: tuple[int, ...]) -> tuple[Sentences, ...]:
+        return self.model.encode_text(*(torch.tensor([row], device=self.device) for row in (input_ids, attention_mask)))
 
     def _tokenize(self, text: str) -> tuple[torch.Tensor, torch.Tensor]:
         if not isinstance(text, str) or not text.strip():

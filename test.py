@@ -29,7 +29,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--local-rank", action=Ignored, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     parser.add_argument("--ckpt", required=True, default=argparse.SUPPRESS, help="checkpoint to evaluate")
     parser.add_argument("--test_parquet", default="./data/mm_ris_test.parquet",
-                        help="a parquet file, or a folder of them")
+                        help="a parquet file, or a folder of them, by path or URL")
     parser.add_argument("--fused_images", default="", metavar="DIR",
                         help="folder of fused pictures by any method, which the segmenter sees and --fusion_metrics "
                              "measures instead of what the checkpoint's own fuser would make; named "

@@ -35,13 +35,13 @@ def build_parser() -> ArgumentParser:
 
     data = parser.add_argument_group("data")
     data.add_argument("--train_parquet", default="./data/mm_ris_train.parquet",
-                      help="training set: a parquet file, or a folder of them")
+                      help="training set: a parquet file, or a folder of them, by path or URL")
     data.add_argument("--val_parquet", default="./data/mm_ris_val.parquet", help="validation set, likewise")
     data.add_argument("--bad_rows", choices=["stop", "skip"], default="stop",
                       help="unusable rows: stop at the first, or skip them and list them in log.jsonl")
     data.add_argument("--cache_dir", default="", metavar="DIR",
-                      help="folder for the copy in small row groups that is made once of training files with large "
-                           "ones; empty: beside the file")
+                      help="folder for the copy in small row groups that is made once of a training set by URL, and of "
+                           "training files with large ones; empty: beside the file, and none of a URL")
     data.add_argument("--remove_cache", action="store_true", help="delete that copy when training has finished")
     data.add_argument("--img_size", type=image_size, default=480,
                       help="side of the square network input in pixels; above 32")

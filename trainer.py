@@ -86,13 +86,8 @@ def train(args: Namespace, device: torch.device) -> None:
     content, state = read_resumed(args)
     source = content or read_initial(args)  # the checkpoint that all weights come from, if there is one
 
-    # Data
+    # Model: before the data, so that a checkpoint of other sizes is refused first
     tokenizer = start.open_tokenizer(args.bert_tokenizer, source, args.resume or args.init_from)
-    train_loader, val_loader = training_data(args, tokenizer, device), validation_data(args, tokenizer, device)
-    rows, step_samples = len(train_loader.dataset), train_loader.sampler.step_samples
-    epoch_steps = rows // step_samples
-
-    # Model
     with out_of_memory_says(f"these networks on {device}", ["lower --prefusion_base_ch", "take a smaller --swin_type"]):
         model = build_networks(args, tokenizer, source, state.get("weights") if state else None)
         if can_sync_batchnorm(device) and several:
@@ -106,6 +101,11 @@ def train(args: Namespace, device: torch.device) -> None:
         model.compile()
     wrapped = distributed.wrap(model, device, args.bf16_gradients)
     criterion = build_criterion(args, distributed.mean if several else None)
+
+    # Data
+    train_loader, val_loader = training_data(args, tokenizer, device), validation_data(args, tokenizer, device)
+    rows, step_samples = len(train_loader.dataset), train_loader.sampler.step_samples
+    epoch_steps = rows // step_samples
 
     # Optimizer, and the state of a resumed run
     optimizer = build_optimizer(model, device, lr_seg=args.lr_seg, wd_seg=args.wd_seg, lr_pf=args.lr_pf,

@@ -89,8 +89,11 @@ def sentences(way: Way, device: torch.device, rounds: int) -> dict[str, float]:
     vis, ir, ids, mask = way.inputs
     with torch.inference_mode():
         pair = way.caller.encode_pair(vis, ir)
-        times = in_turn({"first": timed(way.run, device),
-                         "one more": timed(lambda: way.caller.answer(pair, ids, mask), device)}, rounds)
+
+        def answer():
+            return way.caller.answer(pair, way.caller.encode_text(ids, mask))
+
+        times = in_turn({"first": timed(way.run, device), "one more": timed(answer, device)}, rounds)
     return {name: 1e3 * statistics.median(seconds) for name, seconds in times.items()}
 
 

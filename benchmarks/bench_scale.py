@@ -44,7 +44,7 @@ def networks(args: argparse.Namespace, device) -> dict[str, dict[int, float]]:
         def ask():
             pair = model.encode_pair(batch["vis"], batch["ir"])
             for _ in range(count):
-                model.answer(pair, batch["input_ids"], batch["attention_mask"])
+                model.answer(pair, model.encode_text(batch["input_ids"], batch["attention_mask"]))
         return ask
 
     curves = {"side of the image, pixels": {side: forward(1, side) for side in args.sides},

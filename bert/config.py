@@ -89,6 +89,8 @@ def make_config(values: Any, source: str, weight_bytes: int | None = None):
         if name in chosen and not _is_number(chosen[name], kind, least, most):
             raise InputError(f"{source}: {name} must be a{' whole' if kind is int else ''} number from {least} to "
                              f"{most}, not {printable_value(chosen[name])}")
+        if name in chosen:
+            chosen[name] = kind(chosen[name])  # transformers takes no whole number for a float
     activation = chosen.get("hidden_act", "gelu")
     if activation not in ACTIVATIONS:
         raise InputError(f"{source}: hidden_act is {printable_value(activation)}; known are {', '.join(ACTIVATIONS)}")

@@ -17,12 +17,13 @@ class Tokenizer:
 
     Args:
         folder: holds `tokenizer.json` or `vocab.txt`, as `bert-base-uncased` is distributed; the first is preferred.
-            Only the vocabulary in it is read: the rest is always as in bert-base-uncased.
+            Only the vocabulary in it is used: the rest is always as in bert-base-uncased. A folder that asks for
+            sentences with capitals, as a cased BERT's does, is refused.
     Attributes:
         source: where the vocabulary comes from, for messages.
     Raises:
         UsageError: the folder does not exist.
-        InputError: it holds no usable vocabulary.
+        InputError: it holds no usable vocabulary, or that of a cased BERT.
     """
 
     def __init__(self, folder: str):
@@ -38,6 +39,7 @@ class Tokenizer:
                     raise
                 except (OSError, ValueError, RecursionError) as error:
                     raise InputError(f"{path}: the vocabulary cannot be read ({first_line(error)})") from error
+                _refuse_cased(folder)
                 self._set_vocabulary(words, path, folder)
                 return
         raise InputError(f"{folder}: neither vocab.txt nor tokenizer.json is in this folder")
@@ -88,6 +90,24 @@ class Tokenizer:
         self.source, self._words = source, words
         # With its own settings and not those of a folder's tokenizer_config.json, which can name other code.
         self._wordpiece = BertTokenizer(vocab={word: i for i, word in enumerate(words)}, do_lower_case=True)
+
+
+def _refuse_cased(folder: str) -> None:
+    """Check that no file in a folder says that sentences keep their capitals, which would be lower-cased here."""
+    for name, part, key in (("tokenizer_config.json", None, "do_lower_case"),
+                            ("tokenizer.json", "normalizer", "lowercase")):
+        path = os.path.join(folder, name)
+        try:
+            with open(path, encoding="utf-8") as file:
+                content = json.load(file)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"{path} cannot be read ({first_line(error)})") from error
+        values = content.get(part) if part and isinstance(content, dict) else content
+        if isinstance(values, dict) and values.get(key) is False:
+            raise InputError(f"{path}: {key} is false, as of a cased BERT; sentences are lower-cased here, so take an "
+                             "uncased BERT such as bert-base-uncased")
 
 
 def _checked(words: Iterable[str], path: str) -> list[str]:

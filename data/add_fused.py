@@ -9,13 +9,14 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) 
 
 from utils.errors import UsageError, run
 from utils.flags import ArgumentParser, refuse_existing
+from utils.locations import is_file
 
 
 def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         description="Add fused pictures to a parquet file of the MM-RIS schema, as the column fused_image, on which "
                     "--prefusion_model given trains.")
-    parser.add_argument("data", metavar="DATA", help="parquet file")
+    parser.add_argument("data", metavar="DATA", help="parquet file, or the URL of one")
     parser.add_argument("--fused", required=True, metavar="DIR", help="folder of the pictures, named "
                         "{image_name}_{index}, {image_name} or {index}")
     parser.add_argument("--out", required=True, metavar="PATH", help="parquet file to write")
@@ -25,7 +26,7 @@ def build_parser() -> ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
-    if not os.path.isfile(args.data):
+    if not is_file(args.data):
         raise UsageError(f"{args.data}: there is no such file")
     if not os.path.isdir(args.fused):
         raise UsageError(f"--fused: there is no folder {args.fused!r}")

@@ -11,6 +11,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) 
 
 from utils.errors import InputError, UsageError, naming, run
 from utils.flags import ArgumentParser, at_least, image_size, make_folder
+from utils.locations import exists
 from utils.text import counted
 
 SHOWN = 20  # findings printed; the report has all
@@ -21,7 +22,7 @@ def build_parser() -> ArgumentParser:
         description="Verify every row of parquet files in the MM-RIS schema.",
         epilog="Exit code 1 if a row or file cannot be used, or, with --strict, if there are warnings.")
     parser.add_argument("files", nargs="+", metavar="FILE", help="parquet file, or a folder of them, which then count "
-                        "as one data set; images shared by two data sets are reported")
+                        "as one data set; or the URL of either; images shared by two data sets are reported")
     parser.add_argument("--out_dir", default="./runs/check", metavar="DIR",
                         help="folder for report.json and contact_sheet.png (default: %(default)s)")
     parser.add_argument("--img_size", type=image_size, default=480, metavar="S", help="side of the networks' input in "
@@ -40,7 +41,7 @@ def build_parser() -> ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     args = build_parser().parse_args(arguments)
     for path in args.files:
-        if not os.path.exists(path):
+        if not exists(path):
             raise UsageError(f"{path}: there is no such file or folder")
     make_folder(args.out_dir, "--out_dir")
     report, sheet = (os.path.join(args.out_dir, name) for name in ("report.json", "contact_sheet.png"))

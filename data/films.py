@@ -1,4 +1,5 @@
 """Films, and folders of numbered frames, as frames with a time; frames of two films that belong together."""
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -13,7 +14,11 @@ from .pairing import stem
 from .pictures import list_pictures, read_picture
 
 USUAL_RATE = 25.0  # frames a second of a film that does not say it
+CUT_OFF = 0.5  # seconds that may be missing at a film's end: sound may go on for so long
 TOLERANCE = 1e-3  # seconds; containers round times, to milliseconds at worst
+
+
+logger = logging.getLogger(__name__)
 
 
 class Frame(NamedTuple):
@@ -134,7 +139,7 @@ def _open_file(path: str, seconds: tuple[float, float], max_pixels: int) -> Film
     try:
         container = av.open(path)
     except (av.FFmpegError, OSError) as error:
-        raise InputError(f"{printable(path)} cannot be read as a film ({printable(first_line(error))})") from error
+        raise InputError(f"{printable(path)} cannot be read as a film ({_reason(error)})") from error
     if not container.streams.video:
         raise InputError(f"{printable(path)} holds no pictures that change, only sound or other data")
     stream = container.streams.video[0]
@@ -152,7 +157,7 @@ def _open_file(path: str, seconds: tuple[float, float], max_pixels: int) -> Film
 
 
 def _decoded(container, stream, path: str, seconds: tuple[float, float], rate: float) -> Iterator[Frame]:
-    """The frames of an open film; closes it at the end."""
+    """The frames of an open film; closes it at the end, and warns if that comes too early."""
     av = import_av()
     number, time = 0, 0.0
     with container:
@@ -166,6 +171,22 @@ def _decoded(container, stream, path: str, seconds: tuple[float, float], rate: f
                     return
                 if time >= seconds[0]:
                     yield Frame(time, lambda frame=frame: frame.to_ndarray(format="rgb24"))
+            end = min(_stated_end(container, stream), seconds[1])
+            if end > time + max(CUT_OFF, 2 / rate):
+                logger.warning("%s ends after %.2f s, although it says %.2f s: it may be cut off; the frames so far "
+                               "are used", printable(path), time, end)
         except av.FFmpegError as error:
             raise InputError(f"{printable(path)} cannot be decoded after {time:.2f} s and {counted(number, 'frame')} "
-                             f"({printable(first_line(error))})") from error
+                             f"({_reason(error)})") from error
+
+
+def _stated_end(container, stream) -> float:
+    """The time at which a film says that it ends, in seconds; 0 if it does not say it."""
+    if stream.duration:
+        return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+    return (container.duration or 0) / import_av().time_base
+
+
+def _reason(error: OSError) -> str:
+    """FFmpeg's words for an error, without its number and the path."""
+    return printable(error.strerror or first_line(error))

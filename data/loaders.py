@@ -87,9 +87,11 @@ def training_loader(dataset: MMRISDataset, batch_size: int, accum_steps: int = 1
         pin_memory: whether batches lie in page-locked memory.
     """
     if dataset.windows() is not None:
-        logger.warning("the row groups of the training data are large: rows are shuffled only within parts of %d MB; "
-                       "`python data/merge_parquet.py FILE --out OTHER.parquet` rewrites a file in small row groups",
-                       dataset.limits.window_bytes // 10**6)
+        logger.warning("%s: rows are shuffled only within parts of %d MB; %s", *(
+            ("the training data are read from a URL", dataset.limits.window_bytes // 10**6, "name a folder for a copy "
+             "of them with cache_dir, or download them") if dataset.remote else
+            ("the row groups of the training data are large", dataset.limits.window_bytes // 10**6, "`python "
+             "data/merge_parquet.py FILE --out OTHER.parquet` rewrites a file in small row groups")))
     world_size = distributed.world_size()
     sampler = EpochSampler(dataset, batch_size * accum_steps * world_size, distributed.rank(), world_size, seed)
     return _loader(dataset, sampler, batch_size, workers, pin_memory)

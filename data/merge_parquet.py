@@ -25,7 +25,8 @@ def build_parser() -> ArgumentParser:
         description="Merge MM-RIS parquet files into one with small row groups, which shuffled training reads fast, or "
                     "distribute their images to several.",
         epilog=f"Without PART: {' and '.join(DEFAULT_PARTS)} into {DEFAULT_OUT}, with --split into {FOLDER}/.")
-    parser.add_argument("parts", nargs="*", metavar="PART", help="parquet files with the same columns, in order "
+    parser.add_argument("parts", nargs="*", metavar="PART",
+                        help="parquet files by path or URL, with the same columns, in order "
                         f"(default: {' and '.join(DEFAULT_PARTS)})")
     parser.add_argument("--out", metavar="PATH", help="parquet file to write; with --split, a folder for "
                         f"mm_ris_train.parquet and so on; needed when a PART is given (default: {DEFAULT_OUT}, with "

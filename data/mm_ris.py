@@ -51,7 +51,8 @@ class MMRISDataset(torch.utils.data.Dataset):
             a row for which it is None cannot be used. To be set before rows are read.
 
     Args:
-        path: a parquet file, or a folder of them whose rows follow one another in the order of the file names.
+        path: a parquet file, or a folder of them whose rows follow one another in the order of the file names; or the
+            URL of either, see `utils.locations`.
         tokenizer: a `bert.Tokenizer`.
         img_size: S, a positive int, pixels.
         originals: also give `mask` and `size`.
@@ -63,8 +64,9 @@ class MMRISDataset(torch.utils.data.Dataset):
             the sentence): "stop" raises an InputError, "skip" gives a `BadRow`, which `batches.collate` leaves out.
         exact: resize images exactly as Pillow does, for evaluation. False is faster for images of which one side is
             `img_size` already, and then within 1/255 of Pillow's pixels.
-        cache_dir: folder for copies of files with large row groups, from which rows are read fast in any order (see
-            `row_cache`); they are written now. An empty string means the folder of each file; None: no copies.
+        cache_dir: folder for copies of URLs and of files with large row groups, from which rows are read fast in any
+            order (see `row_cache`); they are written now. An empty string means the folder of each file, and no copies
+            of URLs; None: no copies.
         limits: which row groups are large, and how much of them is in memory at a time.
     Raises:
         InputError: data that cannot be used; the message names file, row (within the file) and column. What concerns
@@ -222,6 +224,11 @@ class MMRISDataset(torch.utils.data.Dataset):
     def windows(self) -> list | None:
         """See `ParquetRows.windows`; for `epoch_order`."""
         return self._rows.windows()
+
+    @property
+    def remote(self) -> bool:
+        """Whether rows are read from a URL, and not from a file or a copy on this machine."""
+        return self._rows.remote
 
     @property
     def limits(self) -> ReadLimits:

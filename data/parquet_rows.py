@@ -1,5 +1,4 @@
 """Single rows out of large parquet files, without holding the files in memory."""
-import contextlib
 import os
 import stat
 from collections import OrderedDict
@@ -10,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from utils.errors import InputError
+from utils.locations import is_url, list_folder, open_url, version
 from utils.text import first_line
 
 from .cells import bytes_of
@@ -18,6 +18,7 @@ from .cells import bytes_of
 # small ones; 16 samples of about 360 kB are some 6 MB, read in a few milliseconds.
 ROWS_PER_GROUP = 16
 STREAM_BUFFER = 2**20  # bytes of each column that streaming reads at a time
+REMOTE_BUFFER = 2**22  # likewise of a URL, where each is a request
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,19 @@ class ReadLimits:
 
 
 def find_parquet(path: str) -> list[str]:
-    """The parquet files of `path`: itself, or the sorted `*.parquet` in a folder.
+    """The parquet files of `path`, which may be a URL: itself, or the sorted `*.parquet` in a folder.
 
     Raises:
         InputError: nothing is there.
     """
+    if is_url(path):
+        names = list_folder(path)
+        if names is None:
+            return [path]
+        files = sorted(f"{path.rstrip('/')}/{name}" for name in names if name.endswith(".parquet"))
+        if not files:
+            raise InputError(f"{path}: there is no .parquet file in this folder")
+        return files
     if os.path.isdir(path):
         try:
             files = sorted(os.path.join(path, name) for name in os.listdir(path) if name.endswith(".parquet"))
@@ -60,11 +69,15 @@ def open_parquet(file: str, metadata: pq.FileMetaData | None = None) -> pq.Parqu
         InputError: not a parquet file, or a truncated one, or one that may not be read.
     """
     try:
+        if is_url(file):
+            return pq.ParquetFile(open_url(file), metadata=metadata, buffer_size=REMOTE_BUFFER, pre_buffer=False)
         if not stat.S_ISREG(os.stat(file).st_mode):  # reading from a pipe would wait for ever
             raise InputError(f"{file}: this is not a regular file; a parquet file is needed")
         # Buffered reading rather than a memory map or read-ahead: mapped pages count as memory of the process until
         # the file is closed.
         return pq.ParquetFile(file, metadata=metadata, buffer_size=STREAM_BUFFER, pre_buffer=False)
+    except FileNotFoundError as error:
+        raise InputError(f"{file}: there is no such file") from error
     except PermissionError as error:
         raise InputError(f"{file}: it may not be read (Permission denied); change its permissions") from error
     except (OSError, pa.ArrowException) as error:
@@ -104,11 +117,12 @@ class ParquetRows:
     Small row groups are read whole for each row. Of larger ones, the latest few are kept; those that exceed
     `limits.window_bytes` (pandas writes a whole file as one) are streamed forwards, a window of rows at a time: reading
     window by window is fast and memory stays bounded, but a step back to an earlier window starts the group again.
-    `windows` says which rows lie together; `data.sampler` orders an epoch by it.
+    `windows` says which rows lie together; `data.sampler` orders an epoch by it. All row groups of a URL count as
+    large: each is requested once for all its rows and not for every one.
     Files are opened on first use in each process, so that an instance can be pickled and survives a fork.
 
     Args:
-        files: parquet files whose rows follow one another.
+        files: parquet files or URLs of such, whose rows follow one another.
         columns: names of the columns to read; they hold bytes in one of the types that `cells.bytes_of` reads.
         limits: see `ReadLimits`.
         sources: files to read from instead, with the same rows as `files`, which messages name.
@@ -120,7 +134,7 @@ class ParquetRows:
                  sources: list[str] | None = None):
         self.files, self.columns, self.limits = files, columns, limits or ReadLimits()
         self.sources = sources or files
-        self._versions = [_version(file) for file in self.sources]
+        self._versions = [version(file) for file in self.sources]
         # Kept, so that worker processes share it instead of each reading it again.
         self._metadata = [self._read_metadata(file) for file in self.sources]
         # Arrays rather than lists of objects, which each worker process would copy as it looks at them.
@@ -159,7 +173,13 @@ class ParquetRows:
     @property
     def _small(self) -> np.ndarray:
         """Of each group, whether a single row of it is read at little cost."""
-        return (self._groups["rows"] <= self.limits.few_rows) | (self._bytes <= self.limits.small_bytes)
+        here = ~np.array([is_url(file) for file in self.sources])[self._groups["file"]]
+        return here & ((self._groups["rows"] <= self.limits.few_rows) | (self._bytes <= self.limits.small_bytes))
+
+    @property
+    def remote(self) -> bool:
+        """Whether rows are read from a URL."""
+        return any(map(is_url, self.sources))
 
     def windows(self) -> list[list[tuple[int, int, int]]] | None:
         """Which rows lie together, or None where all row groups are small, so that any order of reading is as fast.
@@ -252,7 +272,7 @@ class ParquetRows:
         number = int(self._groups["file"][group])
         if number not in self._open_files:
             file = self.sources[number]
-            if _version(file) != self._versions[number]:
+            if version(file) != self._versions[number]:
                 raise InputError(f"{file}: the file has changed or gone since it was first opened; start again")
             self._open_files[number] = open_parquet(file, self._metadata[number])
         return self._open_files[number]
@@ -273,10 +293,3 @@ class ParquetRows:
         self.__dict__.update(state)
         self._forget()
 
-
-def _version(file: str) -> tuple[int, int] | None:
-    """Size and time of last change, which another file of the same name would hardly share."""
-    with contextlib.suppress(OSError):
-        status = os.stat(file)
-        return status.st_size, status.st_mtime_ns
-    return None

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from utils.errors import InputError
 from utils.files import replacing
+from utils.locations import Unreachable, is_url, version
 from utils.progress import progress_bar
 
 from .columns import FUSED, IMAGES, MASK
@@ -33,27 +34,32 @@ def small_row_groups(file: str, columns: list[str], cache_dir: str, limits: Read
     The copy holds images and masks alone. It is used again as long as `file` keeps its size and time of last change.
 
     Args:
+        file: path or URL; all row groups of a URL count as large.
         columns: what will be read.
-        cache_dir: folder of the copy, made if absent; empty: the folder of `file`.
+        cache_dir: folder of the copy, made if absent; empty: the folder of `file`, and no copy of a URL.
         limits: which row groups are large.
     Returns:
         Path of a file with the same rows. It is `file`, with a warning, if that is too damaged to be copied.
     Raises:
         InputError: the copy cannot be written, as when the disk is full; about the argument `cache_dir`.
+        Unreachable: the URL cannot be read any more.
     """
-    if ParquetRows([file], columns, limits).windows() is None:
+    if is_url(file) and not cache_dir or ParquetRows([file], columns, limits).windows() is None:
         return file
     target = cache_path(file, cache_dir)
     try:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         with _locked(os.path.dirname(target)):
             if not _is_copy(target, file, columns):
-                logger.info("%s: its row groups are large; a copy in small ones is written to %s, so that training can "
-                            "read rows in any order. It is used again next time, and may be deleted", file, target)
+                logger.info("%s: %s; a copy in small ones is written to %s, so that training can read rows in any "
+                            "order. It is used again next time, and may be deleted", file, "its row groups are not on "
+                            "this machine" if is_url(file) else "its row groups are large", target)
                 _write_copy(file, target, min(ROWS_PER_GROUP, limits.few_rows))
     except OSError as error:
         reason = f"{target}: it cannot be written ({error.strerror or error})"
         raise InputError(f"{reason}; {_instead(file)}", "cache_dir") from error
+    except Unreachable:
+        raise
     except InputError as error:
         raise InputError(f"{error}; {_instead(file)}", "cache_dir") from error
     except _Damaged as error:
@@ -65,15 +71,17 @@ def small_row_groups(file: str, columns: list[str], cache_dir: str, limits: Read
 def remove_copies(files: list[str], cache_dir: str) -> None:
     """Delete the copies that `small_row_groups` has written of `files`; those that do not exist are left out."""
     for file in files:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(cache_path(file, cache_dir))
+        if cache_dir or not is_url(file):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(cache_path(file, cache_dir))
 
 
 def cache_path(file: str, cache_dir: str) -> str:
-    """Where the copy of `file` lies."""
+    """Where the copy of `file` lies; `cache_dir` is not empty for a URL."""
     if not cache_dir:
         return os.path.abspath(file) + ENDING
-    folder = hashlib.blake2b(os.path.dirname(os.path.abspath(file)).encode(errors="surrogateescape"), digest_size=4)
+    parent = os.path.dirname(file if is_url(file) else os.path.abspath(file))
+    folder = hashlib.blake2b(parent.encode(errors="surrogateescape"), digest_size=4)
     return os.path.join(os.path.abspath(cache_dir), f"{os.path.basename(file)}.{folder.hexdigest()}{ENDING}")
 
 
@@ -102,8 +110,8 @@ def _locked(folder: str):
 
 
 def _stamp(file: str) -> bytes:
-    status = os.stat(file)
-    return f"{status.st_size} {status.st_mtime_ns}".encode()
+    """For a path, its size and time of last change."""
+    return " ".join(map(str, version(file) or ())).encode()
 
 
 def _is_copy(target: str, file: str, columns: list[str]) -> bool:

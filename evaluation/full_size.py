@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from models.ris_fusion import Encoded, Words
+from models.ris_fusion import Encoded, Sentences
 from utils.color import standardise
 from utils.draw import resize, to_image
 from utils.errors import UsageError
@@ -84,32 +84,31 @@ class FullSizeFuser:
         return pair._replace(features=self._features(pair, *parts[0])) if len(parts) == 1 else pair
 
     @torch.inference_mode()
-    def fuse(self, pair: SizedPair, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> np.ndarray:
+    def fuse(self, pair: SizedPair, sentence: tuple[Sentences, ...]) -> np.ndarray:
         """Fuse a pair under the guidance of a sentence.
 
         Args:
-            input_ids, attention_mask: (1, T) int64, on any device.
+            sentence: a batch of one, of `Inference.encode_text`.
         Returns:
             (h, w, 3) uint8 RGB, at the size of `pair`.
         Raises:
             ValueError: the result is not finite.
         """
         height, width = pair.visible.shape[:2]
-        words = self.model.words_for_fuser(input_ids.to(self.device), attention_mask.to(self.device))
         fused = np.empty((height, width, 3), np.uint8)
         parts = tiles(height, width, self.tile)
         if len(parts) > 1 and fast is not None:
             fast.trim_freed_memory(self.device)  # of the other networks
         for rows, columns in progress_bar(parts, desc="fuse", unit="tile", leave=False,
                                           disable=not self.show_progress or len(parts) == 1):
-            fused[rows.first:rows.last, columns.first:columns.last] = self._fuse_tile(pair, words, rows, columns)
+            fused[rows.first:rows.last, columns.first:columns.last] = self._fuse_tile(pair, sentence, rows, columns)
         return fused
 
-    def _fuse_tile(self, pair: SizedPair, words: tuple[Words, ...], rows: Span, columns: Span) -> np.ndarray:
+    def _fuse_tile(self, pair: SizedPair, sentence: tuple[Sentences, ...], rows: Span, columns: Span) -> np.ndarray:
         """What is kept of a tile, (h, w, 3) uint8; all tensors of the tile are freed before the next one."""
         height, width = pair.visible.shape[:2]
         features = self._features(pair, rows, columns) if pair.features is None else pair.features
-        kept = self.model.fuse(features, words)[0, :, _kept(rows, height), _kept(columns, width)]
+        kept = self.model.fuse(features, sentence)[0, :, _kept(rows, height), _kept(columns, width)]
         if not kept.isfinite().all():
             raise ValueError("the fused image of this pair and sentence is not finite (NaN or infinity)")
         return to_image(kept)

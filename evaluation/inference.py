@@ -15,7 +15,7 @@ from bert import Tokenizer, check_vocabulary
 from models import Output, build_from_checkpoint
 from models.architecture import fusion_method, parse_heads
 from models.build import check_kind
-from models.ris_fusion import Encoded, RISFusion, Words
+from models.ris_fusion import Encoded, RISFusion, Sentences
 from models.tta import average, average_fused, exchange, left_right_ids
 from utils import checkpoint
 from utils.content import embedded_bert
@@ -73,23 +73,21 @@ class Inference(nn.Module):
             pair = self.model.encode_pair(vis, ir)
             return (pair, self.model.encode_pair(vis.flip(-1), ir.flip(-1))) if self.flip else (pair,)
 
-    def answer(self, pairs: tuple[Encoded, ...], input_ids: Tensor, attention_mask: Tensor) -> Output:
-        """The rest of `forward`, for the result of `encode_pair`."""
-        sentences = (input_ids, exchange(input_ids, self.left_right))
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Sentences, ...]:
+        """The part of `forward` that does not depend on the images; with `flip` also for the mirrored ones."""
+        mirrored = (exchange(input_ids, self.left_right),) if self.flip else ()
         with self._autocast(input_ids.device):
-            return self._joined([self.model.answer(pair, sentence, attention_mask)
-                                 for pair, sentence in zip(pairs, sentences, strict=False)])
+            return tuple(self.model.encode_text(ids, attention_mask) for ids in (input_ids, *mirrored))
 
-    def words_for_fuser(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Words, ...]:
-        """What the fuser reads of a sentence, and with `flip` of the one about the mirrored images."""
-        sentences = (input_ids, exchange(input_ids, self.left_right)) if self.flip else (input_ids,)
-        with self._autocast(input_ids.device):
-            return tuple(self.model.words_for_fuser(sentence, attention_mask) for sentence in sentences)
+    def answer(self, pairs: tuple[Encoded, ...], sentences: tuple[Sentences, ...]) -> Output:
+        """The rest of `forward`, for the results of `encode_pair` and `encode_text`."""
+        with self._autocast(sentences[0].words[0].device):
+            return self._joined([self.model.answer(pair, read) for pair, read in zip(pairs, sentences, strict=True)])
 
-    def fuse(self, pairs: tuple[Encoded, ...], words: tuple[Words, ...]) -> Tensor:
-        """The fused image alone, (B, 3, H, W) float32, for the results of `encode_pair` and `words_for_fuser`."""
-        with self._autocast(words[0][0].device):
-            fused = [self.model.fuse(pair, read) for pair, read in zip(pairs, words, strict=True)]
+    def fuse(self, pairs: tuple[Encoded, ...], sentences: tuple[Sentences, ...]) -> Tensor:
+        """The fused image alone, (B, 3, H, W) float32, likewise."""
+        with self._autocast(sentences[0].words[0].device):
+            fused = [self.model.fuse(pair, read) for pair, read in zip(pairs, sentences, strict=True)]
         return average_fused(*fused) if len(fused) == 2 else fused[0].float()
 
     def _autocast(self, device: torch.device):

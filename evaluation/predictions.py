@@ -1,5 +1,6 @@
 """What `predict.py` leaves for a pair of images and a sentence: pictures, and where the object is."""
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import cv2
@@ -46,15 +47,17 @@ def write_prediction(pair, text: str, prediction, stem: str, kinds=PICTURE_KINDS
     draw = {"fused": lambda: prediction.fused, "mask": lambda: prediction.mask.astype(np.uint8) * 255,
             "overlay": lambda: overlay(prediction.fused, prediction.mask),
             "panel": lambda: prediction_panel(pair, text, prediction)}
-    paths = {}
-    for kind in kinds:
-        kind_suffix = "png" if kind == "mask" else suffix
-        path = f"{stem}-{kind}.{kind_suffix}"
-        content = (encode_png if kind_suffix == "png" else encode_jpeg)(draw[kind]())
+
+    def write(kind: str) -> str:
+        png = kind == "mask" or suffix == "png"
+        path = f"{stem}-{kind}.{'png' if png else suffix}"
+        content = (encode_png if png else encode_jpeg)(draw[kind]())
         with replacing(path, durable=False) as temporary, open(temporary, "wb") as file:
             file.write(content)
-        paths[kind] = path
-    return paths
+        return path
+
+    with ThreadPoolExecutor(len(kinds)) as pool:  # encoders release the interpreter's lock
+        return dict(zip(kinds, pool.map(write, kinds), strict=True))
 
 
 def prediction_panel(pair, text: str, prediction) -> np.ndarray:

@@ -41,6 +41,9 @@ def export(args: Namespace) -> None:
         path = os.path.join(folder, FILES[args.format])
         if args.format == "safetensors":
             write_weights(content, folder, getattr(torch, args.dtype))
+            if args.dtype != "float32":
+                lines = [f"matrices and kernels are stored in {args.dtype}; `python test.py --ckpt {args.to}` measures "
+                         "what that does to mIoU, docs/export.md has the figures of one model"]
         else:
             lines = graph.write(loaded, path, args.format, args.check_parquet)
         write_description(content, folder, **describe(content, loaded, args))

@@ -11,6 +11,15 @@ from .lavt import LAVT
 INPUTS = ("vis", "ir", "input_ids", "attention_mask")  # of the model, in this order; their names in a batch
 GIVEN = "given"  # likewise, a further input that only some batches have
 Words = tuple[Tensor, Tensor]  # (B, T, text width) last hidden states of the text encoder, (B, T) 1 on real tokens
+
+
+class Sentences(NamedTuple):
+    """A batch of sentences as the text encoder has read them."""
+
+    words: Words
+    for_fuser: Words  # the same, or those of the only sentence that the fuser reads
+
+
 Encoded = EncodedPair | Tensor  # the latter: (B, 3, H, W), the fused image itself, if no sentence has a part in it
 
 
@@ -92,39 +101,36 @@ class RISFusion(nn.Module):
         Raises:
             ValueError: H and W are both 32 or less.
         """
-        return self.answer(self.encode_pair(vis, ir, given), input_ids, attention_mask)
+        return self.answer(self.encode_pair(vis, ir, given), self.encode_text(input_ids, attention_mask))
 
     def encode_pair(self, vis: Tensor, ir: Tensor, given: Tensor | None = None) -> Encoded:
         """The part of `forward` that does not depend on the sentence: the fuser's two encoders, or its rule."""
         return self.fuser.encode(vis, ir) if given is None else given
 
-    def answer(self, pair: Encoded, input_ids: Tensor, attention_mask: Tensor) -> Output:
-        """The rest of `forward`, for one sentence about each pair: text encoder, the fuser's decoder, segmenter.
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Sentences:
+        """The part of `forward` that does not depend on the images: the text encoder."""
+        words = self._read(input_ids, attention_mask), attention_mask
+        if self.fuser_ids is None:
+            return Sentences(words, words)
+        mask = torch.ones_like(self.fuser_ids)
+        fixed, size = self._read(self.fuser_ids, mask), len(input_ids)
+        return Sentences(words, (fixed.expand(size, -1, -1), mask.expand(size, -1)))
+
+    def answer(self, pair: Encoded, sentences: Sentences) -> Output:
+        """The rest of `forward`, for one sentence about each pair: the fuser's decoder and the segmenter.
 
         The segmenter depends on the sentence twice, because its input, the fused image, does.
         """
-        text = self._encode_text(input_ids, attention_mask)
-        fused = self.fuse(pair, self._words_for_fuser(text, attention_mask))
+        fused = self.fuse(pair, sentences)
         if self.segmenter is None:
             return Output(fused, None)
-        return Output(fused, self.segmenter(fused.detach() if self.detach_fused else fused, text, attention_mask))
+        return Output(fused, self.segmenter(fused.detach() if self.detach_fused else fused, *sentences.words))
 
-    def words_for_fuser(self, input_ids: Tensor, attention_mask: Tensor) -> Words:
-        """What the fuser reads of sentences, for `fuse`."""
-        return self._words_for_fuser(self._encode_text(input_ids, attention_mask), attention_mask)
-
-    def fuse(self, pair: Encoded, words: Words) -> Tensor:
+    def fuse(self, pair: Encoded, sentences: Sentences) -> Tensor:
         """The fused image alone, (B, 3, H, W) standardised; H and W are those of the pair, at least 8."""
-        return pair if isinstance(pair, Tensor) else self.fuser.decode(pair, *words)
+        return pair if isinstance(pair, Tensor) else self.fuser.decode(pair, *sentences.for_fuser)
 
-    def _words_for_fuser(self, text: Tensor, attention_mask: Tensor) -> Words:
-        if self.fuser_ids is None:
-            return text, attention_mask
-        mask = torch.ones_like(self.fuser_ids)
-        fixed = self._encode_text(self.fuser_ids, mask)
-        return fixed.expand(text.shape[0], -1, -1), mask.expand(text.shape[0], -1)
-
-    def _encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def _read(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, T) ids and mask to (B, T, text width)."""
         # A mask with a row for each query, because transformers inspects one with a single row for whether it masks
         # anything, which waits for the GPU.

@@ -107,9 +107,24 @@ def test_a_folder_chooses_no_code_for_its_tokenizer(vocabulary, tmp_path):
     """`tokenizer_config.json` can name a module beside it; only the vocabulary is read."""
     expected = Tokenizer(vocabulary)(["The red cars"])
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(
-        {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "do_lower_case": False}))
+        {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "do_lower_case": True}))
     (tmp_path / "evil.py").write_text("raise AssertionError")
     assert all(map(torch.equal, Tokenizer(vocabulary)(["The red cars"]), expected))
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("tokenizer_config.json", '{"do_lower_case": false}', "do_lower_case is false, as of a cased BERT"),
+    ("tokenizer.json", '"lowercase": false', "lowercase is false, as of a cased BERT"),
+    ("tokenizer_config.json", "{", "cannot be read")])
+def test_a_cased_bert_is_refused_rather_than_lower_cased(name, content, message, tiny_bert, tmp_path):
+    folder = shutil.copytree(tiny_bert, tmp_path / "bert")
+    if name == "tokenizer.json":
+        whole = (folder / name).read_text()
+        content = whole.replace('"lowercase": true', content)
+        assert content != whole
+    (folder / name).write_text(content)
+    with pytest.raises(InputError, match=f"{name}:? .*{message}|{name}: {message}"):
+        Tokenizer(str(folder))
 
 
 def test_tokenizer_and_encoder_are_rebuilt_from_plain_values(tiny_bert):
@@ -133,6 +148,11 @@ def configured(tiny_bert, tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(config | changes))
         return build_text_encoder(str(tmp_path), pretrained)
     return build
+
+
+def test_a_whole_number_in_the_configuration_is_as_good_as_a_float(configured):
+    encoder = configured(hidden_dropout_prob=0, layer_norm_eps=1, initializer_range=1, pretrained=False)
+    assert (encoder.config.layer_norm_eps, encoder.config.hidden_dropout_prob) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize(("name", "value", "message"), [

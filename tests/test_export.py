@@ -81,7 +81,8 @@ def test_a_folder_names_networks_and_tells_no_paths(trained, exported):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_sixteen_bits_take_half_the_room_and_nearly_the_same_weights(dtype, exported, tmp_path):
-    in_process("export.py", "--ckpt", exported, "--to", tmp_path / "half", "--dtype", dtype)
+    result = in_process("export.py", "--ckpt", exported, "--to", tmp_path / "half", "--dtype", dtype)
+    assert f"stored in {dtype}" in result.stdout and "mIoU" in result.stdout
     whole, half = (folder / "model.safetensors" for folder in (exported, tmp_path / "half"))
     assert half.stat().st_size < 0.55 * whole.stat().st_size
     ours, theirs = (checkpoint.read(str(path.parent)) for path in (whole, half))
@@ -235,6 +236,7 @@ def test_a_graph_gives_what_the_model_gives(exported, scenes, pair, tmp_path):
     result = in_process("export.py", "--ckpt", exported, "--to", tmp_path / "onnx", "--format", "onnx",
                         "--check_parquet", scenes / "mm_ris_test.parquet")
     assert "opset 18" in result.stdout and "in  visible (batch, 3, 64, 64)" in result.stdout
+    assert "the batch is free; images are 64 × 64 px, as --img_size says" in result.stdout
     assert result.stdout.count("differs from PyTorch by") == 2 and "ms, PyTorch as predict.py runs it" in result.stdout
     assert sorted(os.listdir(tmp_path / "onnx")) == ["README.md", "config.json", "model.onnx", "vocab.txt"]
     # As a program without this code would: one pair, pixels to numbers in [0, 1].
@@ -245,6 +247,10 @@ def test_a_graph_gives_what_the_model_gives(exported, scenes, pair, tmp_path):
     ids, mask = (tensor.numpy() for tensor in predictor.tokenizer([SENTENCE]))
     fused, logits = session.run(None, {"visible": images[0], "infrared": images[1], "input_ids": ids,
                                        "attention_mask": mask})
+    several = session.run(None, {name: np.repeat(values, 5, axis=0) for name, values in (
+        ("visible", images[0]), ("infrared", images[1]), ("input_ids", ids), ("attention_mask", mask))})
+    assert all(np.allclose(many, one.repeat(5, axis=0), atol=1e-5) for many, one in
+               zip(several, (fused, logits), strict=True))
     expected = predictor(*square, SENTENCE)
     assert np.abs(fused[0].transpose(1, 2, 0) * 255 - expected.fused).max() < 1
     assert ((logits[0].argmax(0) == 1) == expected.mask).mean() > 0.999

@@ -17,13 +17,15 @@ from utils.errors import InputError, UsageError
 ALL = (0, float("inf"))
 
 
-def write_film(path, levels, rate=10, size=(64, 48), start=0.0, codec="libx264"):
-    """A film of plain frames of these grey levels."""
-    with av.open(str(path), "w") as container:
+def write_film(path, levels, rate=10, size=(64, 48), start=0.0, codec="libx264", noise=1, **options):
+    """A film of plain frames of these grey levels, or with noise above them."""
+    numbers = np.random.default_rng(0)
+    with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         for number, level in enumerate(levels):
-            frame = av.VideoFrame.from_ndarray(np.full((*size[::-1], 3), level, np.uint8), format="rgb24")
+            pixels = level + numbers.integers(0, noise, (*size[::-1], 3), np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels.astype(np.uint8), format="rgb24")
             frame.pts = number + round(start * rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -164,6 +166,54 @@ def test_what_is_no_film_is_refused(tmp_path):
         film(str(tmp_path / "absent.mp4"))
     with pytest.raises(InputError, match="more than 3071 pixels"):
         open_film(write_film(tmp_path / "v.mp4", [10]), ALL, 10, 64 * 48 - 1)
+
+
+def write_sound(path):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+        frame.rate, frame.pts = 8000, 0
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    return str(path)
+
+
+def test_a_film_without_pictures_that_can_be_decoded_is_refused(tmp_path):
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    content = tmp_path / "good.mp4"
+    write_film(content, [10])
+    (tmp_path / "codec.mp4").write_bytes(content.read_bytes().replace(b"avc1", b"zzzz").replace(b"avcC", b"zzzC"))
+    (tmp_path / "cut.mp4").write_bytes(content.read_bytes()[:200])
+    write_sound(tmp_path / "sound.mp4")
+    with av.open(str(tmp_path / "frameless.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        container.start_encoding()
+    invalid = r"cannot be read as a film \(Invalid data found when processing input\)$"
+    for name, message in (("empty.mp4", invalid), ("cut.mp4", invalid), ("codec.mp4", "convert the film to H.264$"),
+                          ("sound.mp4", "holds no pictures that change, only sound"),
+                          ("frameless.mkv", r"cannot be read as a film \(End of file\)$")):
+        with pytest.raises(InputError, match=f"{name}.*{message}"):
+            film(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+def test_of_a_film_that_is_cut_off_the_frames_so_far_are_used_and_it_is_said(suffix, tmp_path, caplog):
+    whole, cut = tmp_path / f"whole.{suffix}", tmp_path / f"cut.{suffix}"
+    write_film(whole, [50] * 20, noise=150, movflags="+faststart")
+    content = whole.read_bytes()
+    cut.write_bytes(content[:int(0.7 * len(content))])
+    with caplog.at_level("INFO"):
+        make_film(Average(), (film(str(whole)), film(str(cut))), "a", str(tmp_path / "out.mp4"))
+    count = len(read(tmp_path / "out.mp4"))
+    assert 2 <= count <= 14
+    assert [record.message for record in caplog.records if "cut off" in record.message] == [
+        f"{cut} ends after {(count - 1) / 10:.2f} s, although it says 2.00 s: it may be cut off; the frames so far are "
+        "used"]
+    caplog.clear()
+    list(film(str(cut), (0, count / 10)))
+    list(film(str(whole), (0.2, 0.8)))
+    list(film(write_film(tmp_path / f"late.{suffix}", range(20, 40), start=30)))
+    assert not caplog.records
 
 
 def test_without_pyav_it_is_said_what_to_install(tmp_path, monkeypatch):

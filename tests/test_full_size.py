@@ -52,7 +52,7 @@ def sentence() -> tuple[torch.Tensor, torch.Tensor]:
 
 def fused(model, sentence, pictures, **options) -> np.ndarray:
     fuser = FullSizeFuser(model, CPU, **options)
-    return fuser.fuse(fuser.encode(*pictures), *sentence)
+    return fuser.fuse(fuser.encode(*pictures), model.encode_text(*sentence))
 
 
 def differences(one: np.ndarray, other: np.ndarray) -> np.ndarray:

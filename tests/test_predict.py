@@ -13,14 +13,14 @@ import torch
 from conftest import ROOT, in_process, script
 from PIL import Image
 
-import predict
 from bert import Tokenizer
 from data import MMRISDataset, collate
 from data.pictures import read_pair, read_picture
 from data.prepare.pair_tables import Request
 from evaluation.predictions import describe, parts, prediction_panel
 from models import INPUTS, Output
-from predictor import Prediction, Predictor
+from pair_runner import result_names
+from predictor import KEPT_SENTENCES, Prediction, Predictor
 from utils.draw import panel, panel_cell, resize, to_image
 from utils.flags import picture_kinds
 from utils.streams import TolerantStream
@@ -152,6 +152,20 @@ def test_further_sentences_do_not_encode_the_images_again(predictor, pictures):
     assert same(found[1], predictor(pictures.visible, pictures.infrared, RIGHT))
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_sentence_is_encoded_once_for_all_pairs(flip, trained, pictures):
+    predictor, passes = Predictor.from_checkpoint(trained / "last.pth", "cpu", flip=flip), []
+    first = predictor(pictures.visible, pictures.infrared, LEFT)
+    predictor.model.model.text_encoder.register_forward_hook(lambda *_: passes.append(1))
+    assert same(first, predictor(pictures.visible, pictures.infrared, LEFT)) and not passes
+    other = predictor(pictures.visible, pictures.infrared, RIGHT)
+    assert len(passes) == 1 + flip and not same(first, other)
+    for number in range(KEPT_SENTENCES):
+        predictor(pictures.visible, pictures.infrared, " ".join(["left"] * (number + 1)))
+    passes.clear()
+    assert same(other, predictor(pictures.visible, pictures.infrared, RIGHT)) and len(passes) == 1 + flip
+
+
 @pytest.mark.parametrize("convert", [
     Image.fromarray, lambda rgb: rgb / 255, lambda rgb: (rgb / 255).astype(np.float32),
     lambda rgb: rgb.astype(np.int64), lambda rgb: np.dstack([rgb, rgb[..., :1]]),
@@ -244,7 +258,7 @@ def test_folders_are_paired_by_name_and_bad_or_lonely_files_left_out_and_named(a
     (["../../etc", "das große Auto", "红色的汽车", "?"], ["a-etc", "a-das_große_Auto", "a-红色的汽车", "a-text"]),
     (["x" * 99], ["a-" + "x" * 60])])
 def test_every_sentence_gets_a_safe_name_of_its_own(texts, expected):
-    assert predict.result_names([Request(None, texts, ["a"] * len(texts))]) == [expected]
+    assert result_names([Request(None, texts, ["a"] * len(texts))]) == [expected]
 
 
 def test_sentences_that_the_model_cannot_read_whole_are_pointed_out(ask, pictures):
@@ -330,7 +344,7 @@ def test_whatever_happens_to_one_pair_the_later_ones_are_processed(kind, ask, pi
             raise SyntaxError("broken \x1b[31m chunk\nin a file")
         return read_pair(*paths_and_more)
 
-    monkeypatch.setattr("data.pictures.read_pair", fail)
+    monkeypatch.setattr("pair_runner.read_pair", fail)
     answer = ask(tmp_path / "visible", tmp_path / "infrared")
     assert answer.code == 1
     assert "b.png cannot be used (SyntaxError: broken \\x1b[31m chunk)" in answer.said

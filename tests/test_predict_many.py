@@ -1,5 +1,6 @@
 """predict.py for many pairs: predictions.json, tables of pairs, several processes."""
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ from test_distributed import finish, torchrun
 from data.pictures import PairOfFiles, read_pair
 from data.prepare.pair_tables import read_requests
 from evaluation.predictions import prediction_panel, record, write_prediction
-from predictor import Pair, Prediction
+from predictor import Pair, Prediction, Predictor
 from utils.errors import InputError
 
 
@@ -88,7 +89,7 @@ def test_predictions_json_lists_what_was_written(ask, pairs, tmp_path):
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_a_table_asks_each_pair_its_own_sentences_and_reads_a_pair_once(separator, ask, pairs, monkeypatch, tmp_path):
     read = []
-    monkeypatch.setattr("data.pictures.read_pair", lambda *some: [read.append(some), read_pair(*some)][1])
+    monkeypatch.setattr("pair_runner.read_pair", lambda *some: [read.append(some), read_pair(*some)][1])
     lines = ("text", "infrared", "visible", "name"), ("the disc", "0-infrared.png", "0-visible.png", ""), (
         "the square", "1-infrared.png", str(pairs / "1-visible.png"), "street"), (
         "the red one", "./0-infrared.png", "0-visible.png", "")
@@ -127,11 +128,55 @@ def test_pictures_come_from_flags_or_from_a_table(flags, message, ask):
     assert answer.code == 2 and message in answer.said
 
 
+def test_a_picture_that_cannot_be_written_is_a_failure_of_its_own_pair(ask, pairs, monkeypatch):
+    """Although the next pair is being computed when it turns out."""
+    def fail(pair, text, prediction, stem, *how):
+        if "1-visible" in stem:
+            raise InputError(f"{stem}: it cannot be written")
+        return write_prediction(pair, text, prediction, stem, *how)
+
+    monkeypatch.setattr("pair_runner.write_prediction", fail)
+    answer = ask("--visible", pairs, "--infrared", pairs, "--text", "the disc")
+    assert answer.code == 1 and "1 of 3 pairs could not be used" in answer.said
+    assert [entry["name"] for entry in answer.found] == [f"{n}-visible" for n in (0, 2)]
+
+
+@pytest.mark.parametrize("at", ["encode_pair", "predict"])
+def test_what_was_found_before_an_interruption_is_kept(at, ask, pairs, monkeypatch, tmp_path):
+    calls, whole = [], getattr(Predictor, at)
+
+    def interrupted(self, *given):
+        calls.append(given)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return whole(self, *given)
+
+    monkeypatch.setattr(Predictor, at, interrupted)
+    answer = ask("--visible", pairs, "--infrared", pairs, "--text", "the disc")
+    assert answer.code == 130 and answer.said.count("'the disc': ") == 2
+    assert [entry["name"] for entry in answer.found] == ["0-visible", "1-visible"]
+    assert len(list((tmp_path / "out").glob("*-mask.png"))) == 2
+
+
+def test_of_many_images_without_a_partner_the_first_ten_are_named(ask, pairs, tmp_path):
+    for folder in ("visible", "infrared"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.png").write_bytes((pairs / f"0-{folder}.png").read_bytes())
+    for number in range(12):
+        (tmp_path / "visible" / f"more_{number:02}.png").write_bytes(b"")
+    said = ask("--visible", tmp_path / "visible", "--infrared", tmp_path / "infrared", "--text", "the disc").said
+    assert "no partner for 12 of the images" in said and "more_09.png … and 2 more\n" in said
+    assert "more_10.png" not in said
+
+
 def test_several_processes_share_the_pairs_and_one_writes_the_list(trained, pairs, tmp_path):
     path = table(pairs, "several.csv", "visible,infrared,text", *(
         f"{number}-visible.png,{number}-infrared.png,the disc" for number in range(3)))
-    finish(torchrun(2, "predict.py", "--ckpt", trained / "last.pth", "--table", path, "--out", tmp_path, "--device",
-                    "cpu", "--save", "mask"))
+    said = finish(torchrun(2, "predict.py", "--ckpt", trained / "last.pth", "--table", path, "--out", tmp_path,
+                           "--device", "cpu", "--save", "mask"))
+    assert sorted(re.findall(r"^(\d-visible), 'the disc': ", said, re.MULTILINE)) == [
+        "0-visible", "1-visible", "2-visible"]
+    assert said.count("Swin micro") == said.count("3 predictions") == 1
     found = json.loads((tmp_path / "predictions.json").read_text())["predictions"]
     assert [entry["name"] for entry in found] == ["0-visible", "1-visible", "2-visible"]
     masks = {entry["files"]["mask"] for entry in found}

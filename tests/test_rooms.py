@@ -18,7 +18,7 @@ BELOW = {  # what each room may import of the others
     "page": {"predictor", "evaluation", "data", "utils"},
 }
 OURS = {name.removesuffix(".py") for name in BELOW} | {
-    "trainer", "evaluator", "train_with_lavt", "test", "predict", "export", "app"}
+    "trainer", "evaluator", "pair_runner", "train_with_lavt", "test", "predict", "export", "app"}
 
 
 def modules(room: str) -> list[Path]:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import arguments, train
+from conftest import arguments, in_process, train
 from safetensors.torch import load_file
 
 from bert.tiny import write_tiny_bert
@@ -145,3 +145,21 @@ def test_the_window_that_a_swin_files_name_implies_is_stored(scenes, tmp_path):
     torch.save(content, tmp_path / "out" / "last.pth")
     resumed = train(scenes, tmp_path / "out", *flags, "--epochs", 2, "--resume", "auto")
     assert "resuming at epoch 1" in resumed.stdout and "window12 is" not in resumed.stdout
+
+
+def test_a_new_run_can_start_from_an_exported_folder(trained, scenes, tmp_path):
+    in_process("export.py", "--ckpt", trained / "model_best_lavt.pth", "--to", tmp_path / "model")
+    train(scenes, tmp_path / "run", *STILL, "--init_from", tmp_path / "model", "--bert_tokenizer", BERT,
+          "--ck_bert", BERT)
+    assert same_weights(checkpoint.read(str(tmp_path / "run" / "last.pth")),
+                        checkpoint.read(str(trained / "model_best_lavt.pth")))
+    result = train(scenes, tmp_path / "again", "--resume", tmp_path / "model", ok=False)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert "is a folder" in result.stderr and "--init_from starts a new run" in result.stderr
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_checkpoint_of_other_sizes_is_told_before_too_few_rows(trained, scenes, tmp_path):
+    flags = ("-b", 999, "--init_from", trained / "last.pth", "--swin_type", "tiny")
+    assert "set swin_type to micro" in train(scenes, tmp_path, *STILL, *flags, ok=False).stderr
+    assert "fewer than the 999 of one step" in train(scenes, tmp_path, *STILL, *flags[:4], ok=False).stderr

@@ -26,11 +26,13 @@ TITLES = ("visible", "infrared", "fused", "prediction", "truth")
 def to_image(standardised: torch.Tensor) -> np.ndarray:
     """(3, H, W) standardised, on any device, to (H, W, 3) uint8."""
     pixels = destandardise(standardised.float()).mul(255).round().byte()
-    return pixels.permute(1, 2, 0).cpu().numpy()
+    return pixels.permute(1, 2, 0).contiguous().cpu().numpy()
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """To (width, height): images bilinearly, masks by their nearest pixel."""
+    if image.shape[1::-1] == tuple(size):
+        return np.ascontiguousarray(image)
     resample = Image.Resampling.NEAREST if image.dtype == bool else Image.Resampling.BILINEAR
     return np.asarray(Image.fromarray(image).resize(size, resample))
 

@@ -6,11 +6,13 @@ import os
 import re
 import sys
 
-from .errors import UsageError
+from .errors import UsageError, naming
+from .locations import exists, is_url
 from .sizes import BLOCK, LARGEST_SIDE, SMALLEST_SIDE, SMALLEST_TILE, TILE, TOO_SMALL
 from .text import LONGEST_LINE, printable
 
 BERT = "./bert/pretrained_weights/bert-base-uncased"
+URLS_TOO = ("check_parquet", "test_parquet", "train_parquet", "val_parquet")
 OF_THE_USER = ("align", "table")  # flags that name a file of the user's own, so that no document says where it is
 SPLITS = ("train", "val", "test")
 RANDOM_IF_EMPTY = ("ck_bert", "ck_prefusion", "init_from", "init_from_lavt_one", "pretrained_swin_weights")
@@ -190,16 +192,21 @@ def refuse_existing(files: list[str], overwrite: bool) -> None:
 
 
 def require_existing(args: argparse.Namespace, *names: str) -> None:
-    """Check that each named flag points to a file or folder; those of RANDOM_IF_EMPTY may be empty.
+    """Check that each named flag points to a file or folder; those of RANDOM_IF_EMPTY may be empty, URLS_TOO be URLs.
 
     Raises:
         UsageError: naming the flag and the path.
+        InputError: a URL cannot be reached.
     """
     for name in names:
         path = getattr(args, name)
         if not path and name not in RANDOM_IF_EMPTY:
             raise UsageError(f"--{name}: the path is empty; name a file or folder")
-        if path and not os.path.exists(path):
+        if name in URLS_TOO and is_url(path):
+            with naming(name):
+                if not exists(path):
+                    raise UsageError(f"there is no {path!r}, or it may not be read")
+        elif path and not os.path.exists(path):
             hint = "" if name in OF_THE_USER else '; README.md, "Data and weights", says where to get it'
             raise UsageError(f"--{name}: there is no {path!r}{hint}")
 
@@ -213,6 +220,9 @@ def find_resume(resume: str, output_dir: str) -> str:
     if resume == "auto":
         last = os.path.join(output_dir, "last.pth")
         return last if os.path.isfile(last) else ""
+    if os.path.isdir(resume):
+        raise UsageError(f"--resume: {resume!r} is a folder; a run is resumed from last.pth or another file with the "
+                         "state of its training, which an exported model lacks; --init_from starts a new run from one")
     if resume and not os.path.isfile(resume):
         raise UsageError(f"--resume: there is no file {resume!r}; --resume auto takes last.pth in --output-dir, if it "
                          "exists")

@@ -15,6 +15,12 @@ def first_line(error: BaseException) -> str:
     return lines[0].strip().rstrip(".") if lines else type(error).__name__
 
 
+def listed(names: list[str], most: int = 10) -> str:
+    """The names as they may be printed, with commas between them; after `most`, how many more there are."""
+    more = f" … and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(printable, names[:most])) + more
+
+
 def printable(text: object, longest: int = LONGEST) -> str:
     r"""`text` as it may be printed in a terminal: on one line, without escape sequences, and not too long.
 

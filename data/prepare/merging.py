@@ -1,7 +1,6 @@
 """Parquet files to others of the same columns in small row groups: joined, or dealt out image by image."""
 import contextlib
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterator
 
@@ -11,6 +10,7 @@ import pyarrow.parquet as pq
 
 from utils.errors import InputError, UsageError
 from utils.files import replacing
+from utils.locations import is_file
 from utils.progress import progress_bar
 from utils.text import counted, first_line
 
@@ -41,7 +41,7 @@ def merge(parts: list[str], outs: list[str], shares: list[float], seed: int) -> 
     """
     outs = {number: out for number, (out, share) in enumerate(zip(outs, shares, strict=True)) if share}
     for part in parts:
-        if not os.path.isfile(part):
+        if not is_file(part):
             raise UsageError(f"{part}: there is no such file; nothing was written")
     check_outputs(outs.values(), parts)
     files = [open_parquet(part) for part in parts]

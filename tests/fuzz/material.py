@@ -11,11 +11,11 @@ import torch
 from rows import SENTENCES, make_row
 from sandbox import Unmakeable
 
-from bert import build_text_encoder
+from bert import build_text_encoder, plain_config
 from bert.tiny import write_tiny_bert
 from models.architecture import SWIN_SIZES, Architecture, SwinSize
 from models.build import assemble
-from utils import checkpoint
+from utils import checkpoint, model_folder
 
 SIDE = 33  # pixels, the smallest that the networks take
 
@@ -27,14 +27,18 @@ def _folder() -> tempfile.TemporaryDirectory:
 
 @functools.cache
 def material() -> Path:
-    """A folder with `bert/`, `data.parquet` and `model.pth`, which no input changes."""
+    """A folder with `bert/`, `data.parquet`, `model.pth` and the same as a folder, `model/`; no input changes it."""
     folder = Path(_folder().name)
     write_tiny_bert(str(folder / "bert"), SENTENCES, hidden=16, layers=1, heads=1)
     pq.write_table(pa.Table.from_pylist([make_row(i) for i in range(6)]), folder / "data.parquet", row_group_size=4)
     SWIN_SIZES["nano"] = SwinSize(8, (1, 1, 1, 1), (1, 1, 1, 1))
     encoder = build_text_encoder(str(folder / "bert"))
-    torch.save(checkpoint.pack(assemble(Architecture("nano", prefusion_base_ch=2), encoder), 3, arguments(folder)),
-               folder / "model.pth")
+    content = checkpoint.pack(assemble(Architecture("nano", prefusion_base_ch=2), encoder), 3, arguments(folder))
+    torch.save(content, folder / "model.pth")
+    (folder / "model").mkdir()
+    model_folder.write_weights(content, str(folder / "model"), torch.bfloat16)
+    bert = {"config": plain_config(encoder), "vocabulary": (folder / "bert/vocab.txt").read_text().splitlines()}
+    model_folder.write_description(content | {"bert": bert}, str(folder / "model"), dtype="bfloat16")
     return folder
 
 

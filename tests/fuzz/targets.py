@@ -17,6 +17,7 @@ TARGETS = {target.name: target for target in (
     Target("rows", sets.row_seeds, sets.mutate_rows, sets.prepare_rows, 25),
     Target("checkpoint", weights.checkpoint_seeds, weights.mutate_checkpoint, weights.prepare_checkpoint, 25),
     Target("state", weights.state_seeds, mutate, weights.prepare_state, 500),
+    Target("folder", weights.folder_seeds, weights.mutate_folder, weights.prepare_folder, 25, seconds=20),
     Target("bert", weights.bert_seeds, weights.mutate_bert, weights.prepare_bert, 25),
     Target("results", scripts.result_seeds, scripts.mutate_results, scripts.prepare_results, 25),
     Target("command", scripts.command_seeds, scripts.mutate_command, scripts.prepare_command, 30, seconds=60,

@@ -1,4 +1,4 @@
-"""Checkpoints, states of training runs, and BERT's folder."""
+"""Checkpoints, states of training runs, BERT's folder, and models as folders."""
 import functools
 import io
 import json
@@ -11,7 +11,8 @@ import torch
 from material import SIDE, material, read_files, write_files
 from mutations import edited, mutate
 from rows import SENTENCES
-from sandbox import Unmakeable
+from safetensors.torch import load, save
+from sandbox import Unmakeable, command
 
 from bert import Tokenizer, build_text_encoder, check_vocabulary
 from evaluation.inference import open_checkpoint
@@ -141,6 +142,36 @@ def prepare_bert(files, folder: Path):
         model.model.model.text_encoder(*model.tokenizer(SENTENCES))
 
     return [alone, with_checkpoint]
+
+
+# A model as a folder
+
+def folder_seeds() -> list[dict]:
+    files = read_files(material() / "model")
+    read = files | {"config.json": json.loads(files["config.json"]),
+                    "model.safetensors": load(files["model.safetensors"])}
+    tokenizer = read_files(material() / "bert", "tokenizer.json", "tokenizer_config.json")
+    return [read, files, read | tokenizer, read | {"vocab.txt": files["vocab.txt"].decode()},
+            {name: content for name, content in read.items() if name != "vocab.txt"}]
+
+
+def mutate_folder(rng: random.Random, files: dict) -> dict:
+    if not files or rng.random() < 0.05:
+        return {name: content for name, content in files.items() if rng.random() < 0.7}
+    name = rng.choice(list(files))
+    return {**files, name: mutate(rng, files[name])}
+
+
+def prepare_folder(files: dict, folder: Path):
+    tensors = files.get("model.safetensors")
+    if isinstance(tensors, dict):
+        try:
+            files = files | {"model.safetensors": save(tensors)}
+        except Exception as error:  # safetensors refuses kinds and keys of many sorts, each in its own way
+            raise Unmakeable from error
+    model, bert, out = str(write_files(folder / "in/model", files)), str(material() / "bert"), str(folder / "out/model")
+    return [lambda: opened(model), lambda: opened(model, bert_tokenizer=bert, ck_bert=bert, img_size=SIDE, mha=""),
+            command("export.py", "--ckpt", model, "--to", out)]
 
 
 # The state of a training run
