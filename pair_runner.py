@@ -22,7 +22,7 @@ from data.pictures import pair_files, read_pair
 from data.prepare.pair_tables import Request, read_requests
 from evaluation.films import make_film
 from evaluation.inference import open_checkpoint
-from evaluation.predictions import describe, record, write_prediction
+from evaluation.predictions import describe, names_of_sentences, record, write_prediction
 from evaluation.results import write_json
 from predictor import Pair, Predictor
 from utils import distributed
@@ -129,8 +129,7 @@ def result_names(requests: list[Request]) -> list[list[str]]:
     """For each request a file name for each sentence, without kind and suffix: `FLIR_00018-the_red_car`; all differ."""
     stems = []
     for request in requests:
-        words = [re.sub(r"\W+", "_", text)[:60].strip("_") or "text" for text in request.texts]
-        words = unique_names(words, list(range(1, len(words) + 1)))
+        words = names_of_sentences(request.texts)
         stems.append([file_stem(f"{name}-{word}") for name, word in zip(request.names, words, strict=True)])
     flat = [stem for row in stems for stem in row]
     names = iter(unique_names(flat, list(range(1, len(flat) + 1))))

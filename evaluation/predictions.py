@@ -1,5 +1,6 @@
 """What `predict.py` leaves for a pair of images and a sentence: pictures, and where the object is."""
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import numpy as np
 from pycocotools import mask as coco
 
 from utils.draw import outlined, overlay, panel, panel_cell, resize
-from utils.files import replacing
+from utils.files import replacing, unique_names
 from utils.flags import PICTURE_KINDS
 from utils.text import counted
 
@@ -26,6 +27,12 @@ class Part(NamedTuple):
     right: int
     bottom: int
     pixels: int
+
+
+def names_of_sentences(sentences: list[str]) -> list[str]:
+    """For each sentence about a pair the part of a file name that tells it from the others: `the_red_car`."""
+    words = [re.sub(r"\W+", "_", sentence)[:60].strip("_") or "text" for sentence in sentences]
+    return unique_names(words, list(range(1, len(words) + 1)))
 
 
 def write_prediction(pair, text: str, prediction, stem: str, kinds=PICTURE_KINDS, suffix: str = "png"

@@ -2,7 +2,6 @@
 import html
 import json
 import os
-import re
 import shutil
 import tempfile
 import zipfile
@@ -10,13 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evaluation.predictions import describe, record, write_prediction
+from evaluation.predictions import describe, names_of_sentences, record, write_prediction
 from evaluation.results import encode_png
 from predictor import Prediction
 from utils.draw import heat_map, outlined, resize
-from utils.files import file_stem, replacing, unique_names
+from utils.files import file_stem, replacing
 
-from .answers import Answer, Answered
+from .answers import Answered
 
 LONGEST_SIDE = 1600  # pixels of a picture on the page; the ZIP file has all of them
 
@@ -93,8 +92,9 @@ def write_zip(answered: Answered, threshold: float, folder: str, checkpoint: str
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, f"{file_stem(answered.files.name)}.zip")
     records = []
+    names = names_of_sentences([answer.text for answer in answered.answers])
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        for stem, answer in zip(result_names(answered.answers), answered.answers, strict=True):
+        for stem, answer in zip(names, answered.answers, strict=True):
             prediction = at_threshold(answer.prediction, threshold)
             start = os.path.join(work, file_stem(f"{answered.files.name}-{stem}"))
             paths = write_prediction(answered.pair, answer.text, prediction, start)
@@ -108,9 +108,3 @@ def write_zip(answered: Answered, threshold: float, folder: str, checkpoint: str
             for name in sorted(os.listdir(work)):  # stored, as PNG is compressed already
                 archive.write(os.path.join(work, name), name)
     return path
-
-
-def result_names(answers: list[Answer]) -> list[str]:
-    """For each sentence the part of a file name that tells it from the others."""
-    words = [re.sub(r"\W+", "_", answer.text)[:60].strip("_") or "text" for answer in answers]
-    return unique_names(words, list(range(1, len(words) + 1)))
