@@ -53,7 +53,7 @@ def write(folder: str, content: dict, about: dict, args: Namespace, metrics: dic
         architecture: sizes of the networks by name.
     """
     stored = stored_args(about)
-    flags = [f"--{name} {printable(json.dumps(value))}" for name, value in sorted(content["args"].items())]
+    flags = [f"--{printable(name)} {printable(json.dumps(value))}" for name, value in sorted(content["args"].items())]
     parameters = sum(tensor.numel() for part in ("model", "prefusion_model", "bert_model")
                      for tensor in content[part].values() if tensor.is_floating_point())
     epoch = content["epoch"] if isinstance(content["epoch"], int) and content["epoch"] >= 0 else None

@@ -1,4 +1,5 @@
 """Data sets by URL: the same samples as from the file, few requests, and one sentence where it cannot be reached."""
+import gc
 import json
 import logging
 import multiprocessing
@@ -82,6 +83,14 @@ def path(tmp_path):
     return write(tmp_path / "data" / "a.parquet", [make_row(i) for i in range(ROWS)], 4)
 
 
+@pytest.fixture
+def no_copies_left():
+    """fsspec removes its copies of files whenever it tidies up, which may be in a process that another test forks."""
+    yield
+    fsspec.get_filesystem_class("simplecache").clear_instance_cache()
+    gc.collect()
+
+
 def opened(path, tokenizer, **options):
     return MMRISDataset(path, tokenizer, 40, **options)
 
@@ -91,7 +100,7 @@ def rows_of(loader):
 
 
 @pytest.mark.parametrize("name", ["file://{}", "simplecache::file://{}", "memory://a.parquet", "file://{}/.."])
-def test_samples_by_url_are_those_of_the_file(name, path, tokenizer):
+def test_samples_by_url_are_those_of_the_file(name, path, tokenizer, no_copies_left):
     with fsspec.open("memory://a.parquet", "wb") as file:
         file.write(Path(path).read_bytes())
     url = f"file://{os.path.dirname(path)}" if name.endswith("..") else name.format(path)
