@@ -21,7 +21,7 @@ from models.ris_fusion import Encoded, Sentences
 from utils import hub
 from utils.color import standardise
 from utils.device import select_device
-from utils.draw import resize, to_image
+from utils.draw import nearest, resize, to_image
 from utils.errors import InputError
 from utils.sizes import TILE
 from utils.text import first_line, printable, printable_value
@@ -191,14 +191,13 @@ class Predictor:
         assert output.logits is not None  # every checkpoint has a segmenter
         if not (output.fused.isfinite().all() & output.logits.isfinite().all()):
             raise ValueError("the model's output for this pair and sentence is not finite (NaN or infinity)")
-        height, width = pair.visible.shape[:2]
-        # Nearest-neighbour, so that the mask is the thresholded probability and the same as the one test.py writes.
-        probability = output.logits[0].softmax(0)[1].cpu().numpy()
-        probability = np.array(Image.fromarray(probability).resize((width, height), Image.Resampling.NEAREST))
         if self.fuser is None or pair.sized is None:
             fused = to_image(output.fused[0])
         else:
             fused = self.fuser.fuse(pair.sized, sentence)
+        height, width = pair.visible.shape[:2]
+        # Nearest-neighbour, so that the mask is the thresholded probability and the same as the one test.py writes.
+        probability = nearest(output.logits[0].softmax(0)[1].cpu().numpy(), (width, height))
         return Prediction(resize(fused, (width, height)), probability > 0.5, probability)
 
     def _to_tensor(self, pixels: np.ndarray) -> torch.Tensor:

@@ -7,7 +7,6 @@ import tempfile
 
 import cv2
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
 
@@ -141,6 +140,8 @@ def write_samples(path: str, dataset, counts: torch.Tensor, columns: dict[str, t
     Raises:
         InputError: the file cannot be written.
     """
+    import pandas as pd  # late: only test.py needs it
+
     rows = usable_rows(counts)
     counts, listed = counts[rows], rows.tolist()
     table = pd.DataFrame({

@@ -8,6 +8,7 @@ from conftest import in_process
 from PIL import Image
 
 from data.homography import read_matrix, warp
+from data.prepare.aligning import from_edges
 from utils.errors import InputError
 
 TRUE = np.array([[1.9, 0.05, 8], [-0.04, 2.1, 5], [1e-5, -2e-5, 1]])  # from 150×110 to 320×240 pixels
@@ -54,6 +55,14 @@ def test_a_shifted_image_is_brought_back_and_the_rest_filled_with_the_visible_lu
     assert np.abs(found.pixels[:30] - luma[:30, :, None]).max() <= 1
     assert np.abs(found.pixels[:, :20] - luma[:, :20, None]).max() <= 1
     assert found.covered == pytest.approx(300 * 210 / (320 * 240))
+
+
+def test_a_multiple_of_a_matrix_is_the_same_and_the_image_keeps_its_brightness_up_to_its_edge():
+    visible, bright = scene(), np.full((110, 150, 3), 200, np.uint8)
+    found, negative = (warp(bright, factor * TRUE, visible) for factor in (1, -3))
+    assert np.array_equal(found.pixels, negative.pixels) and found.covered == negative.covered
+    covered = cv2.warpPerspective(np.ones((110, 150), np.uint8), TRUE, (320, 240), flags=cv2.INTER_NEAREST) > 0
+    assert (found.pixels[covered] == 200).all()
 
 
 @pytest.mark.parametrize(("name", "content"), [
@@ -113,6 +122,14 @@ def test_edges_give_nearly_the_matrix(pair, tmp_path):
     found = json.loads((tmp_path / "H.json").read_text())
     assert found["correlation"] > found["correlation_before"]
     assert np.abs(placed(found["matrix"]) - placed(TRUE)).max() < 2
+
+
+def test_edges_of_the_same_picture_at_another_size_fit_to_a_fraction_of_a_pixel():
+    visible = scene((640, 480), seed=4)
+    half = cv2.resize(visible, (320, 240), interpolation=cv2.INTER_AREA)
+    found = cv2.perspectiveTransform(np.array([[[9.0, 9], [300, 9], [160, 120], [9, 220], [300, 220]]]),
+                                     from_edges(visible, half).matrix)
+    assert np.abs(found - (2 * np.array([[9.0, 9], [300, 9], [160, 120], [9, 220], [300, 220]]) + 0.5)).max() < 0.2
 
 
 @pytest.mark.parametrize(("content", "message"), [

@@ -1,5 +1,6 @@
 """Films: two of them in, one out."""
 import io
+import logging
 from types import SimpleNamespace
 
 import av
@@ -9,7 +10,7 @@ import pytest
 from conftest import in_process
 from PIL import Image
 
-from data.films import Pairing, open_film
+from data.films import Film, Frame, Pairing, open_film
 from evaluation.films import make_film
 from predictor import Prediction
 from utils.errors import InputError, UsageError
@@ -17,12 +18,15 @@ from utils.errors import InputError, UsageError
 ALL = (0, float("inf"))
 
 
-def write_film(path, levels, rate=10, size=(64, 48), start=0.0, codec="libx264", noise=1, **options):
+def write_film(path, levels, rate=10, size=(64, 48), start=0.0, codec="libx264", noise=1, key_frames=250, sound=False,
+               **options):
     """A film of plain frames of these grey levels, or with noise above them."""
     numbers = np.random.default_rng(0)
     with av.open(str(path), "w", options=options) as container:
-        stream = container.add_stream(codec, rate=rate)
+        stream = container.add_stream(codec, rate=rate, options={"g": str(key_frames)})
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        if sound:
+            container.mux(sound_packets(container))
         for number, level in enumerate(levels):
             pixels = level + numbers.integers(0, noise, (*size[::-1], 3), np.uint8)
             frame = av.VideoFrame.from_ndarray(pixels.astype(np.uint8), format="rgb24")
@@ -30,6 +34,14 @@ def write_film(path, levels, rate=10, size=(64, 48), start=0.0, codec="libx264",
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return str(path)
+
+
+def sound_packets(container) -> list:
+    """A second of silence for a new file."""
+    stream = container.add_stream("aac", rate=8000)
+    frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
+    frame.rate, frame.pts = 8000, 0
+    return [*stream.encode(frame), *stream.encode(None)]
 
 
 def write_frames(folder, levels, size=(64, 48)):
@@ -52,13 +64,14 @@ def levels(pairs) -> list[tuple[int, int]]:
 class Average:
     """Stands for a Predictor: the average of both, the object where the infrared image is brighter than 150."""
 
-    def __init__(self, fail_at=None):
-        self.calls, self.fail_at = 0, fail_at
+    def __init__(self, fail_at=None, error=KeyboardInterrupt):
+        self.calls, self.fail_at, self.error = 0, fail_at, error
 
     def encode_pair(self, visible, infrared):
         self.calls += 1
+        logging.getLogger(__name__).warning("the same for all frames")
         if self.calls == self.fail_at:
-            raise KeyboardInterrupt
+            raise self.error
         infrared = np.asarray(Image.fromarray(infrared).resize(visible.shape[1::-1]))
         return SimpleNamespace(visible=visible, infrared=infrared)
 
@@ -84,6 +97,19 @@ def test_frames_are_paired_by_time_at_differing_rates_and_the_rest_counted(tmp_p
     assert swapped.dropped_visible == 0 and swapped.dropped_infrared == 7
 
 
+def at(*times, rate=10.0) -> Film:
+    """A film with frames at these times, of 8×8 pixels."""
+    return Film("film", rate, len(times), (Frame(time, lambda: np.zeros((8, 8, 3), np.uint8)) for time in times))
+
+
+def test_a_frame_gets_the_nearest_one_and_what_is_left_counts_as_dropped():
+    pairing = Pairing(at(0, 0.05, 0.6), at(0, 0.098, 0.7))
+    assert [(one.time, other.time) for one, other in pairing] == [(0, 0), (0.05, 0.098)]
+    assert (pairing.dropped_visible, pairing.dropped_infrared) == (1, 1)
+    pairing = Pairing(at(0), at(9))
+    assert not list(pairing) and (pairing.dropped_visible, pairing.dropped_infrared) == (1, 1)
+
+
 def test_frames_of_folders_are_paired_by_their_numbers(tmp_path):
     visible = write_frames(tmp_path / "v", {1: 10, 2: 20, 3: 30, 10: 100})
     infrared = write_frames(tmp_path / "i", {2: 120, 3: 130, 4: 140, 10: 200})
@@ -91,6 +117,8 @@ def test_frames_of_folders_are_paired_by_their_numbers(tmp_path):
     assert levels(pairing) == [(20, 120), (30, 130), (100, 200)]
     assert pairing.dropped_visible == 1 and pairing.dropped_infrared == 1
     assert [frame.time for frame in film(visible, (0.2, 1.0))] == [0.2, 0.3]
+    (tmp_path / "v" / "frame_003.png").rename(tmp_path / "v" / "frame_20.png")  # after frame_010, before frame_2
+    assert [frame.time for frame in film(visible)] == [0.1, 0.2, 1.0, 2.0]
 
 
 @pytest.mark.parametrize("show", ["fused", "overlay", "panel"])
@@ -105,7 +133,7 @@ def test_a_film_has_the_visible_frames_times_and_an_even_size(show, tmp_path, ca
     assert "4 frames, the object found in 2 of them" in caplog.text
     with av.open(str(out)) as container:
         codec = container.streams.video[0].codec_context
-        assert (codec.name, codec.pix_fmt) == ("h264", "yuv420p")
+        assert (codec.name, codec.pix_fmt, codec.colorspace, codec.color_range) == ("h264", "yuv420p", 6, 1)
     content = out.read_bytes()
     assert content.index(b"moov") < content.index(b"mdat")  # plays before it has been loaded whole
     if show == "panel":
@@ -118,12 +146,42 @@ def test_a_film_has_the_visible_frames_times_and_an_even_size(show, tmp_path, ca
 
 
 def test_every_and_seconds_choose_frames(tmp_path):
-    files = [write_film(tmp_path / name, range(20, 220, 10)) for name in ("v.mp4", "i.mp4")]
+    files = [write_film(tmp_path / name, range(20, 220, 10), key_frames=6) for name in ("v.mp4", "i.mp4")]
+    assert film(files[0], (0.5, 1.5)).count == 10
     make_film(Average(), tuple(film(path, (0.5, 1.5)) for path in files), "a", str(tmp_path / "out.mp4"), show="fused",
               every=4)
     frames = read(tmp_path / "out.mp4")
     assert [round(time, 3) for time, _ in frames] == [0, 0.4, 0.8]
     assert [round(frame.mean() / 10) * 10 for _, frame in frames] == [70, 110, 150]
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert container.duration / av.time_base == pytest.approx(1.2, abs=0.01)  # the last frame is shown as long
+
+
+def test_infrared_frames_are_warped(tmp_path):
+    files = [write_frames(tmp_path / name, {0: level}) for name, level in (("v", 50), ("i", 150))]
+    make_film(Average(), tuple(map(film, files)), "a", str(tmp_path / "out.mp4"), show="fused",
+              matrix=np.array([[1.0, 0, 32], [0, 1, 0], [0, 0, 1]]))
+    picture = read(tmp_path / "out.mp4")[0][1].astype(int)
+    assert abs(picture[:, :28].mean() - 50) < 3 and abs(picture[:, 36:].mean() - 100) < 3
+
+
+def test_frames_of_other_sizes_and_equal_times_have_a_place(tmp_path):
+    def frames():
+        for number, side in enumerate((8, 16, 8)):
+            yield Frame(number // 2 / 10, lambda side=side: np.full((side, 2 * side, 3), 90, np.uint8))
+
+    make_film(Average(), (Film("v", 10, 3, frames()), at(0, 0.1)), "a", str(tmp_path / "out.mp4"), show="fused")
+    assert [frame.shape for _, frame in read(tmp_path / "out.mp4")] == [(8, 16, 3)] * 3
+
+
+def test_what_is_the_same_for_all_frames_is_said_once(tmp_path, caplog):
+    caplog.set_level("INFO")
+    with_sound = write_film(tmp_path / "v.mp4", [50] * 4, sound=True)
+    make_film(Average(), (film(with_sound), film(write_film(tmp_path / "i.mp4", [50] * 4))), "a",
+              str(tmp_path / "out.mp4"))
+    assert caplog.text.count("the same for all frames") == caplog.text.count("the sound is left out") == 1
+    logging.getLogger(__name__).warning("the same for all frames")
+    assert caplog.text.count("the same for all frames") == 2
 
 
 def test_what_was_made_before_an_interruption_can_be_played(tmp_path):
@@ -140,6 +198,13 @@ def test_a_damaged_frame_ends_the_film_before_it(tmp_path):
     with pytest.raises(InputError, match="frame_003.png cannot be decoded"):
         make_film(Average(), tuple(map(film, frames)), "a", str(tmp_path / "out.mp4"))
     assert len(read(tmp_path / "out.mp4")) == 3
+
+
+def test_a_frame_that_the_predictor_refuses_ends_the_film_before_it(tmp_path):
+    files = [write_frames(tmp_path / name, dict.fromkeys(range(5), 90)) for name in "vi"]
+    with pytest.raises(InputError, match="^frame 3 cannot be used: not finite$"):
+        make_film(Average(3, ValueError("not finite")), tuple(map(film, files)), "a", str(tmp_path / "out.mp4"))
+    assert len(read(tmp_path / "out.mp4")) == 2
 
 
 def test_films_without_a_common_time_say_so_and_leave_nothing(tmp_path):
@@ -168,22 +233,14 @@ def test_what_is_no_film_is_refused(tmp_path):
         open_film(write_film(tmp_path / "v.mp4", [10]), ALL, 10, 64 * 48 - 1)
 
 
-def write_sound(path):
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=8000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format="fltp", layout="mono")
-        frame.rate, frame.pts = 8000, 0
-        container.mux([*stream.encode(frame), *stream.encode(None)])
-    return str(path)
-
-
 def test_a_film_without_pictures_that_can_be_decoded_is_refused(tmp_path):
     (tmp_path / "empty.mp4").write_bytes(b"")
     content = tmp_path / "good.mp4"
     write_film(content, [10])
     (tmp_path / "codec.mp4").write_bytes(content.read_bytes().replace(b"avc1", b"zzzz").replace(b"avcC", b"zzzC"))
     (tmp_path / "cut.mp4").write_bytes(content.read_bytes()[:200])
-    write_sound(tmp_path / "sound.mp4")
+    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+        container.mux(sound_packets(container))
     with av.open(str(tmp_path / "frameless.mkv"), "w") as container:
         stream = container.add_stream("libx264", rate=10)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"

@@ -92,12 +92,12 @@ def test_a_table_asks_each_pair_its_own_sentences_and_reads_a_pair_once(separato
     monkeypatch.setattr("pair_runner.read_pair", lambda *some: [read.append(some), read_pair(*some)][1])
     lines = ("text", "infrared", "visible", "name"), ("the disc", "0-infrared.png", "0-visible.png", ""), (
         "the square", "1-infrared.png", str(pairs / "1-visible.png"), "street"), (
-        "the red one", "./0-infrared.png", "0-visible.png", "")
+        "the red one", "./0-infrared.png", "0-visible.png", "corner")
     answer = ask("--table", table(pairs, "pairs.csv", *(separator.join(line) for line in lines)))
     assert answer.code == 0, answer.said
     assert len(read) == 2
     assert [(entry["files"]["mask"], entry["text"]) for entry in answer.found] == [
-        ("0-visible-the_disc-mask.png", "the disc"), ("0-visible-the_red_one-mask.png", "the red one"),
+        ("0-visible-the_disc-mask.png", "the disc"), ("corner-the_red_one-mask.png", "the red one"),
         ("street-the_square-mask.png", "the square")]
 
 

@@ -37,6 +37,13 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(size, resample))
 
 
+def nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(h, w) of any type to (width, height) by the nearest pixel, as `resize` does with masks, in less memory."""
+    columns, rows = (np.asarray(Image.fromarray(np.arange(side, dtype=np.int32)[None]).resize(
+        (to, 1), Image.Resampling.NEAREST))[0] for side, to in zip(values.shape[::-1], size, strict=True))
+    return values[rows[:, None], columns]
+
+
 def fused_picture(batch: dict, output, i: int, size: tuple[int, int]) -> np.ndarray:
     """Sample `i`'s fused image at (width, height) `size`: that of the batch, else the model's, resized."""
     return resize(batch["fused"][i] if "fused" in batch else to_image(output.fused[i]), size)

@@ -65,7 +65,7 @@ def _checked(record: dict | str, folder: str) -> tuple[str, str, str, str]:
     visible, infrared, text = (nonempty_text(record[column], column) for column in COLUMNS)
     paths = [os.path.normpath(os.path.join(folder, path)) for path in (visible, infrared)]
     for column, path in zip(COLUMNS[:2], paths, strict=True):
-        if "\0" in path or not os.path.isfile(path):
+        if not os.path.isfile(path):
             raise ValueError(f"there is no {column} file {printable(path)!r}")
     name = record.get("name", "").strip() or stem(os.path.basename(visible))
     return paths[0], paths[1], text, name

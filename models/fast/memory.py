@@ -4,15 +4,17 @@ import ctypes
 
 import torch
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of mallopt(3)
 
 
 def keep_freed_memory(device: torch.device) -> None:
     """Let this process keep the memory of freed tensors for the next ones: faster.
 
     By default glibc returns blocks above 32 MB to the system, which maps and clears them anew for the next tensor.
+    All threads share what is kept.
     """
-    _call_glibc(device, ("mallopt", M_MMAP_THRESHOLD, 2**30), ("mallopt", M_TRIM_THRESHOLD, 2**31 - 1))
+    _call_glibc(device, ("mallopt", M_ARENA_MAX, 1), ("mallopt", M_MMAP_THRESHOLD, 2**30),
+                ("mallopt", M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def return_freed_memory(device: torch.device) -> None:

@@ -57,7 +57,8 @@ class WinogradConv(nn.Module):
                 tiles = patches[here].reshape(-1, 36, channels)
                 # One product for each tile is twice as fast as a single product over all tiles.
                 patch, back = (transform.expand(len(tiles), -1, -1) for transform in (self.patch, self.back))
-                tiles = (patch @ tiles).transpose(0, 1) @ self.weight  # (36, tiles, out)
+                tiles = patch @ tiles  # a statement of its own, so that the tiles before it are freed
+                tiles = tiles.transpose(0, 1) @ self.weight  # (36, tiles, out)
                 tiles = torch.baddbmm(self.bias, back, tiles.transpose(0, 1))  # (tiles, 16, out)
                 out[here] = tiles.view(*out[here].shape[:2], across, 4, 4, -1).transpose(2, 3)
         return out.view(batch, 4 * down, 4 * across, -1)[:, :height, :width].permute(0, 3, 1, 2)
