@@ -169,7 +169,7 @@ class PairRunner:
         self._make_room = make_room
         self._must_succeed = must_succeed
         self._pool = ThreadPoolExecutor(1)
-        self._saving: tuple[int, Request, Future] | None = None
+        self._saving: tuple[int, Request, str, Future] | None = None
 
     def run(self, pairs: Iterable[tuple[int, Request, list[str]]]) -> None:
         """Process pairs, given as their number, the request, and names of the pictures, one for each sentence.
@@ -188,11 +188,12 @@ class PairRunner:
 
     def _predict(self, number: int, request: Request, stems: list[str]) -> None:
         pair = self._predictor.encode_pair(*self._read(request))
-        for stem, text in zip(stems, request.texts, strict=True):
+        for stem, text, name in zip(stems, request.texts, request.names, strict=True):
             prediction = self._predictor.predict(pair, text)
             self._finish_saving()
             self._make_room()
-            self._saving = number, request, self._pool.submit(self._save, request, pair, text, prediction, stem)
+            saved = self._pool.submit(self._save, request, pair, text, prediction, stem)
+            self._saving = number, request, name, saved
 
     def _read(self, request: Request) -> tuple[np.ndarray, np.ndarray]:
         """The two pictures, (h, w, 3) uint8 each."""
@@ -220,12 +221,12 @@ class PairRunner:
         """Wait for the pictures of the last prediction, and say what was found."""
         if self._saving is None:
             return
-        number, request, saved = self._saving
+        number, request, name, saved = self._saving
         self._saving = None
         with self._failure_of(number, request):
             entry, words = saved.result()
             self.records[number].append(entry)
-            pair_logger.info("%s, '%s': %s", printable(request.files.name), printable(entry["text"]), words)
+            pair_logger.info("%s, '%s': %s", printable(name), printable(entry["text"]), words)
 
     @contextlib.contextmanager
     def _failure_of(self, number: int, request: Request):

@@ -20,6 +20,8 @@ from utils.flags import (
 from utils.sizes import MAX_PIXELS
 from utils.text import printable
 
+OF_FILMS = ("show", "every", "seconds", "fps")  # flags that need a film
+
 
 def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
@@ -73,7 +75,8 @@ def add_film_flags(parser: ArgumentParser) -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    args = build_parser().parse_args()
+    parser = build_parser()
+    args = parser.parse_args()
     require_existing(args, "ckpt")
     single = [name for name in ("visible", "infrared", "text") if getattr(args, name) is not None]
     if args.table is not None:
@@ -89,6 +92,8 @@ def parse_args() -> argparse.Namespace:
         args.film = True
     if args.film:
         check_film(args)
+    elif given := [name for name in OF_FILMS if getattr(args, name) != parser.get_default(name)]:
+        raise UsageError(f"--{given[0]}: is for films; leave it out, or give films or --film")
     for text in args.text or ():
         if not text.strip():
             raise UsageError("--text: the sentence is empty")
@@ -101,6 +106,8 @@ def check_film(args: argparse.Namespace) -> None:
     """Refuse flags that do not go with films."""
     if args.table is not None:
         raise UsageError("--film: a film is no table of pairs; leave out --table")
+    if args.save != PICTURE_KINDS or args.format != "png":
+        raise UsageError("--save, --format: are for pictures; of a film, --show says what it shows")
     if len(args.text) > 1:
         raise UsageError("--text: a film shows one sentence; make one film for each")
     if not args.out.lower().endswith(".mp4"):

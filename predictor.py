@@ -216,7 +216,8 @@ class Predictor:
         input_ids, attention_mask = self.tokenizer([text])
         ids = input_ids[0, attention_mask[0] == 1].tolist()[1:]
         if ids[-1] != self._end:
-            logger.warning("'%s' is long: only its first %d word pieces are read", printable(text), len(ids))
+            logger.warning("'%s' is cut: only its first %d word pieces are read; a word that the vocabulary lacks has "
+                           "several", printable(text), len(ids))
         if set(ids) <= {self._unknown, self._end}:
             logger.warning("no word of '%s' is in the vocabulary of BERT, so the model cannot know what is meant",
                            printable(text))

@@ -58,7 +58,7 @@ def open_image(content: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.I
 
 
 def _too_large(max_pixels: int) -> str:
-    return f"it has more than {max_pixels} pixels, as decompression bombs do"
+    return f"it has more than {max_pixels} pixels, the limit"
 
 
 def decode_image(content: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:

@@ -11,7 +11,7 @@ from utils.errors import InputError, UsageError
 from utils.text import counted, first_line, printable
 
 from .pairing import stem
-from .pictures import list_pictures, read_picture
+from .pictures import SUFFIXES, list_pictures, read_picture
 
 USUAL_RATE = 25.0  # frames a second of a film that does not say it
 CUT_OFF = 0.5  # seconds that may be missing at a film's end: sound may go on for so long
@@ -100,6 +100,8 @@ def open_film(path: str, seconds: tuple[float, float], rate: float, max_pixels: 
         return _open_folder(path, seconds, rate, max_pixels)
     if not os.path.isfile(path):
         raise UsageError(f"there is no file or folder {path!r}")
+    if path.lower().endswith(SUFFIXES) and not path.lower().endswith(".gif"):  # that may be a film
+        raise UsageError(f"{path!r} is a picture; of a film that is kept as pictures, name the folder")
     return _open_file(path, seconds, max_pixels)
 
 
@@ -128,6 +130,8 @@ def _open_folder(path: str, seconds: tuple[float, float], rate: float, max_pixel
         if other != file:
             raise InputError(f"{printable(other)} and {printable(file)} have the same number, so it is unclear which "
                              f"is frame {found[1]}")
+    if not numbered:
+        raise InputError(f"{printable(path)} holds no pictures, whose names would end in the numbers of the frames")
     chosen = [number for number in sorted(numbered) if seconds[0] <= number / rate < seconds[1]]
     frames = (Frame(number / rate, lambda file=numbered[number]: read_picture(file, max_pixels).pixels)
               for number in chosen)

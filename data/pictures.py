@@ -166,8 +166,8 @@ def pair_files(visible: str, infrared: str, left_out: str = "") -> tuple[list[Pa
         if not os.path.exists(path):
             raise UsageError(f"there is no file or folder {path!r}", argument)
     if os.path.isdir(visible) != os.path.isdir(infrared):
-        raise UsageError("both must be files or both folders, not one of each: "
-                         f"{visible!r}, {infrared!r}", "visible, infrared")
+        raise UsageError("visible and infrared must both be files or both folders, not one of each: "
+                         f"{visible!r}, {infrared!r}")
     if not os.path.isdir(visible):
         return [PairOfFiles(stem(os.path.basename(visible)), visible, infrared)], []
     if os.path.samefile(visible, infrared):

@@ -90,8 +90,8 @@ def write(loaded: LoadedCheckpoint, path: str, kind: str, parquet: str) -> list[
     else:
         to_pt2(module, real[0], path)
         run, lines = open_pt2(path)
-    lines.append(f"  the batch is free; images are {loaded.img_size} × {loaded.img_size} px, as --img_size says, and "
-                 f"sentences {real[0]['input_ids'].shape[1]} word pieces: both are fixed")
+    lines.append(f"  the batch is free; images are {loaded.img_size} × {loaded.img_size} px, as the checkpoint or "
+                 f"--img_size says, and sentences {real[0]['input_ids'].shape[1]} word pieces: both are fixed")
     for name, batches in (("random input", [random_batch(loaded, RANDOM)]), (source, real)):
         lines.append(f"{name}: {compare(module, run, batches)}")
     if fast is not None:

@@ -23,6 +23,8 @@ CHECKED_EVERY = 600  # seconds
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 # On a narrow screen the results are below the button.
 SCROLL = "() => { if (innerWidth < 700) document.querySelector('#found').scrollIntoView({behavior: 'smooth'}); }"
+NOTHING_YET = ("<p class='empty'>Results appear here: give two pictures of the same view, or choose an example, and "
+               "press the button.</p>")
 BUSY = "Preparing the download …"
 
 logger = logging.getLogger(__name__)
@@ -70,8 +72,8 @@ class Page:
 
     def show(self, key, number, threshold):
         """For a chosen sentence: words, slider, outline, mask, heat map, message."""
-        if key is None:
-            return [gr.skip()] * 6
+        if key is None:  # no words of earlier results beside the reason why there are no new ones
+            return [NOTHING_YET, *[gr.skip()] * 5]
         try:
             answered = self.shared.recall(key)
             views = draw_views(answered, number, threshold)
@@ -176,8 +178,7 @@ def add_given(examples: list[list[str]], sizes: list[tuple[str, str]]) -> Given:
 
 
 def add_found() -> Found:
-    words = gr.HTML("<p class='empty'>Results appear here: give two pictures of the same view, or choose an example, "
-                    "and press the button.</p>", elem_id="words", padding=False)
+    words = gr.HTML(NOTHING_YET, elem_id="words", padding=False)
     with gr.Column(visible=False, elem_id="results") as results:
         chosen = gr.Radio([], label="Show the sentence", visible=False, elem_id="chosen")
         slider = gr.ImageSlider(label="Visible (left) and fused (right)", format="png", max_height=460,

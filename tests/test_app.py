@@ -408,6 +408,9 @@ def test_in_a_browser_two_pictures_and_a_sentence_give_a_result_and_the_next_is_
     number.clear()
     number.send_keys("1\t")
     browser.shown("#words", "nothing found")
+    browser.ask(" ")
+    browser.shown("#message", "The sentence is empty")
+    assert "Results appear here" in browser.shown("#words", "Results appear here")  # no earlier ones beside the reason
     assert browser.hosts() == {"127.0.0.1"}
 
 

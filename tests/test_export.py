@@ -236,7 +236,7 @@ def test_a_graph_gives_what_the_model_gives(exported, scenes, pair, tmp_path):
     result = in_process("export.py", "--ckpt", exported, "--to", tmp_path / "onnx", "--format", "onnx",
                         "--check_parquet", scenes / "mm_ris_test.parquet")
     assert "opset 18" in result.stdout and "in  visible (batch, 3, 64, 64)" in result.stdout
-    assert "the batch is free; images are 64 × 64 px, as --img_size says" in result.stdout
+    assert "the batch is free; images are 64 × 64 px, as the checkpoint or --img_size says" in result.stdout
     assert result.stdout.count("differs from PyTorch by") == 2 and "ms, PyTorch as predict.py runs it" in result.stdout
     assert sorted(os.listdir(tmp_path / "onnx")) == ["README.md", "config.json", "model.onnx", "vocab.txt"]
     # As a program without this code would: one pair, pixels to numbers in [0, 1].

@@ -426,7 +426,7 @@ def test_bfloat16_gives_nearly_the_same(trained, predictor, pictures):
 
 @pytest.mark.parametrize(("visible", "infrared", "more", "code", "message"), [
     ("absent.png", "scene.png", [], 2, "--visible: there is no file or folder"),
-    ("", "scene.png", [], 2, "both must be files or both folders"),
+    ("", "scene.png", [], 2, "must both be files or both folders"),
     ("scene.png", "scene.png", ["--text", " "], 2, "--text: the sentence is empty"),
     ("scene.png", "scene.png", ["--text", "caf\udce9"], 2, "or not valid UTF-8"),
     ("scene.png", "scene.png", ["--ckpt", "absent.pth"], 2, "--ckpt: there is no 'absent.pth'"),

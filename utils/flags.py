@@ -240,7 +240,8 @@ def make_folder(path: str, flag: str) -> None:
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{flag}: the folder {path!r} cannot be made ({error.strerror})") from error
+        reason = "there is a file of this name" if os.path.isfile(path) else error.strerror
+        raise UsageError(f"{flag}: the folder {path!r} cannot be made ({reason})") from error
     if not os.access(path, os.W_OK):
         raise UsageError(f"{flag}: the folder {path!r} is not writable")
 

@@ -50,6 +50,7 @@ def _download(repo: str, patterns: tuple[str, ...], revision: str | None = None)
         raise InputError(f"there is neither a folder nor a repository '{printable(repo)}' on the Hugging Face hub that "
                          "can be read; of a private one, `hf auth login` gives access") from error
     except Exception as error:  # the hub's library raises httpx's or httpx2's errors, by its release, and its own
-        raise InputError(f"{printable(repo)} can be neither downloaded from the Hugging Face hub nor found in its "
-                         f"cache ({first_line(error)}); where there is a connection, `hf download {printable(repo)} "
-                         "--local-dir DIR` fetches it, and DIR can be given instead of the name") from error
+        raise InputError(f"there is no folder {printable(repo)} here, and it can be neither downloaded from the "
+                         f"Hugging Face hub nor found in its cache ({first_line(error)}); where there is a connection, "
+                         f"`hf download {printable(repo)} --local-dir DIR` fetches it, and DIR can be given instead of "
+                         "the name") from error

@@ -32,8 +32,8 @@ def read(folder: str) -> dict[str, Any]:
     """
     path = os.path.join(folder, WEIGHTS)
     if not os.path.isfile(path):
-        raise UsageError(f"the folder {folder!r} has no {WEIGHTS}; name a folder that export.py wrote, or a "
-                         "checkpoint's file")
+        raise UsageError(f"the folder {folder!r} has no {WEIGHTS}; name a folder that export.py --format safetensors "
+                         "wrote, or a checkpoint's file")
     config = _read_config(os.path.join(folder, CONFIG))
     content: dict[str, Any] = {key: {} for key in PARTS}
     keys = {name: key for key, name in PARTS.items()}

@@ -1,4 +1,5 @@
 """Estimating the matrix that maps infrared to visible pixels, from point pairs or from the edges of both pictures."""
+import logging
 import re
 from typing import NamedTuple
 
@@ -14,7 +15,10 @@ LARGEST_ERROR = 3.0  # pixels of the visible image; farther pairs count as mista
 LONGER_SIDE = 640  # pixels at which edges are compared
 LEVELS = (4, 2, 1)  # by which that is divided, from coarse to fine
 STEPS = (200, 1e-5)  # most iterations at a level, and the change of the correlation at which they end
+UNLIKELY = 0.2  # correlation of edges; measured: 0.07 for two scenes, 0.5 for a pair of the same view
 SQUARES = 8  # of the checkerboard along the longer side
+
+logger = logging.getLogger(__name__)
 
 
 class Alignment(NamedTuple):
@@ -62,7 +66,8 @@ def from_points(points: np.ndarray) -> Alignment:
     matrix, used = cv2.findHomography(infrared, visible, cv2.RANSAC, LARGEST_ERROR)
     if matrix is None:
         raise InputError("the points fix no matrix; they must not be on a line, nor all in one place")
-    check_matrix(matrix, "what the points give")
+    if np.linalg.matrix_rank(matrix) < 3:
+        raise InputError("the points fix no matrix; they must not be on a line, nor all in one place")
     used = used[:, 0] > 0
     placed = cv2.perspectiveTransform(infrared[None], matrix)[0]
     error = float(np.sqrt(((placed - visible)[used] ** 2).sum(1).mean()))
@@ -101,6 +106,9 @@ def from_edges(visible: np.ndarray, infrared: np.ndarray) -> Alignment:
     matrix = np.linalg.inv(_scaling((width, height), size)) @ np.linalg.inv(found) @ _scaling(
         infrared.shape[1::-1], size)
     check_matrix(matrix, "what the edges give")
+    if after < UNLIKELY:
+        logger.warning("the edges hardly agree (correlation %.2f), so the matrix is probably wrong; look at the "
+                       "checkerboard, or give point pairs with --points", after)
     return Alignment(matrix / matrix[2, 2], f"correlation of the edges {after:.3f}, {before:.3f} without alignment",
                      {"correlation": float(after), "correlation_before": float(before)})
 
