@@ -18,7 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data.films import open_film
 from data.homography import read_matrix, warp
-from data.pictures import pair_files, read_pair
+from data.pictures import PairOfFiles, pair_files, read_pair
 from data.prepare.pair_tables import Request, read_requests
 from evaluation.films import make_film
 from evaluation.inference import open_checkpoint
@@ -169,7 +169,7 @@ class PairRunner:
         self._make_room = make_room
         self._must_succeed = must_succeed
         self._pool = ThreadPoolExecutor(1)
-        self._saving: tuple[int, Request, str, Future] | None = None
+        self._saving: tuple[int, Request, Future] | None = None
 
     def run(self, pairs: Iterable[tuple[int, Request, list[str]]]) -> None:
         """Process pairs, given as their number, the request, and names of the pictures, one for each sentence.
@@ -192,8 +192,8 @@ class PairRunner:
             prediction = self._predictor.predict(pair, text)
             self._finish_saving()
             self._make_room()
-            saved = self._pool.submit(self._save, request, pair, text, prediction, stem)
-            self._saving = number, request, name, saved
+            files = request.files._replace(name=name)
+            self._saving = number, request, self._pool.submit(self._save, files, pair, text, prediction, stem)
 
     def _read(self, request: Request) -> tuple[np.ndarray, np.ndarray]:
         """The two pictures, (h, w, 3) uint8 each."""
@@ -210,23 +210,23 @@ class PairRunner:
                                  "visible image's luma", printable(files.infrared), 100 * (1 - covered))
         return visible, infrared
 
-    def _save(self, request: Request, pair: Pair, text: str, prediction, stem: str) -> tuple[dict[str, Any], str]:
+    def _save(self, files: PairOfFiles, pair: Pair, text: str, prediction, stem: str) -> tuple[dict[str, Any], str]:
         """Write the pictures; what was found, as an entry of `predictions.json` and in words."""
         path = os.path.join(self._args.out, stem)
         paths = write_prediction(pair, text, prediction, path, self._args.save, self._args.format)
-        return (record(request.files, text, prediction, paths),
+        return (record(files, text, prediction, paths),
                 "\n".join([describe(prediction.mask), *(f"  {path}" for path in paths.values())]))
 
     def _finish_saving(self) -> None:
         """Wait for the pictures of the last prediction, and say what was found."""
         if self._saving is None:
             return
-        number, request, name, saved = self._saving
+        number, request, saved = self._saving
         self._saving = None
         with self._failure_of(number, request):
             entry, words = saved.result()
             self.records[number].append(entry)
-            pair_logger.info("%s, '%s': %s", printable(name), printable(entry["text"]), words)
+            pair_logger.info("%s, '%s': %s", printable(entry["name"]), printable(entry["text"]), words)
 
     @contextlib.contextmanager
     def _failure_of(self, number: int, request: Request):

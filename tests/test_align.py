@@ -124,6 +124,13 @@ def test_edges_give_nearly_the_matrix(pair, tmp_path):
     assert np.abs(placed(found["matrix"]) - placed(TRUE)).max() < 2
 
 
+def test_edges_that_hardly_agree_are_warned_of(caplog):
+    from_edges(scene(), scene())
+    assert not caplog.records
+    from_edges(scene(), scene(seed=24))
+    assert "the edges hardly agree (correlation 0.09)" in caplog.text
+
+
 def test_edges_of_the_same_picture_at_another_size_fit_to_a_fraction_of_a_pixel():
     visible = scene((640, 480), seed=4)
     half = cv2.resize(visible, (320, 240), interpolation=cv2.INTER_AREA)
@@ -134,7 +141,8 @@ def test_edges_of_the_same_picture_at_another_size_fit_to_a_fraction_of_a_pixel(
 
 @pytest.mark.parametrize(("content", "message"), [
     ("1,2,3,4\n1,2,3", "line 2: must be four numbers"), ("1,2,3,4\n" * 3, "holds 3 point pairs; at least 4"),
-    ("1,1,1,1\n2,2,2,2\n3,3,3,3\n4,4,4,4\n", "the points")])
+    ("1,1,1,1\n2,2,2,2\n3,3,3,3\n4,4,4,4\n", "they must not be on a line"),
+    ("5,9,1,7\n60,9,40,7\n90,9,80,7\n120,9,99,7\n", "they must not be on a line")])
 def test_points_that_do_not_do_are_refused_and_nothing_written(content, message, pair, tmp_path):
     answer = in_process("data/align.py", pair / "visible.png", pair / "infrared.png", "--out", tmp_path / "H.json",
                         "--points", write(tmp_path / "p.csv", content), ok=False)

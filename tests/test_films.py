@@ -223,12 +223,16 @@ def test_what_is_no_film_is_refused(tmp_path):
     (tmp_path / "same" / "other_1.png").write_bytes((tmp_path / "same" / "frame_001.png").read_bytes())
     write_frames(tmp_path / "names", {1: 10})
     (tmp_path / "names" / "cover.png").write_bytes((tmp_path / "same" / "frame_001.png").read_bytes())
+    (tmp_path / "nothing").mkdir()
     for name, message in (("text.mp4", "cannot be read as a film"), ("same", "have the same number"),
+                          ("nothing", "holds no pictures, whose names"),
                           ("names", "cover.png has no number in its name")):
         with pytest.raises(InputError, match=message):
             film(str(tmp_path / name))
     with pytest.raises(UsageError, match="there is no file or folder"):
         film(str(tmp_path / "absent.mp4"))
+    with pytest.raises(UsageError, match="is a picture; of a film"):
+        film(str(tmp_path / "names" / "cover.png"))
     with pytest.raises(InputError, match="more than 3071 pixels"):
         open_film(write_film(tmp_path / "v.mp4", [10]), ALL, 10, 64 * 48 - 1)
 
@@ -287,12 +291,20 @@ def test_without_pyav_it_is_said_what_to_install(tmp_path, monkeypatch):
     (["--text", "another"], "--text: a film shows one sentence"),
     (["--seconds", "5:2"], "--seconds: must be two times in seconds"), (["--seconds", "3"], "--seconds: must be two"),
     (["--every", "0"], "--every: must be a whole number"), (["--fps", "0"], "--fps: must be a number"),
-    (["--show", "mask"], "--show: invalid choice")])
+    (["--show", "mask"], "--show: invalid choice"), (["--save", "mask"], "--save, --format: are for pictures"),
+    (["--format", "jpg"], "--save, --format: are for pictures")])
 def test_flags_that_do_not_go_with_films_are_refused(flags, message, tmp_path):
     (tmp_path / "film.mp4").write_text("a film")
     answer = in_process("predict.py", "--ckpt", "README.md", "--visible", "a.mp4", "--infrared", "b.mp4", "--text", "a",
                         *(str(tmp_path / "film.mp4") if flag == "EXISTING" else flag for flag in flags), ok=False)
     assert answer.returncode == 2 and message in answer.stderr
+
+
+@pytest.mark.parametrize("flags", [["--seconds", "1:2"], ["--every", "2"], ["--fps", "5"], ["--show", "fused"]])
+def test_flags_of_films_need_a_film(flags):
+    answer = in_process("predict.py", "--ckpt", "README.md", "--visible", "a.png", "--infrared", "b.png", "--text", "a",
+                        *flags, ok=False)
+    assert answer.returncode == 2 and f"{flags[0]}: is for films" in answer.stderr
 
 
 def test_predict_makes_a_film_of_two_films(trained, scenes, tmp_path):

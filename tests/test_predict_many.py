@@ -99,6 +99,8 @@ def test_a_table_asks_each_pair_its_own_sentences_and_reads_a_pair_once(separato
     assert [(entry["files"]["mask"], entry["text"]) for entry in answer.found] == [
         ("0-visible-the_disc-mask.png", "the disc"), ("corner-the_red_one-mask.png", "the red one"),
         ("street-the_square-mask.png", "the square")]
+    assert [entry["name"] for entry in answer.found] == ["0-visible", "corner", "street"]
+    assert "street, 'the square': " in answer.said
 
 
 @pytest.mark.parametrize(("lines", "message"), [
