@@ -211,9 +211,11 @@ def test_films_without_a_common_time_say_so_and_leave_nothing(tmp_path):
     early, late = (write_frames(tmp_path / name, dict.fromkeys(numbers, 90)) for name, numbers in (
         ("v", range(5)), ("i", range(90, 95))))
     for files, message in (((early, late), "no frames at the same time: .*v from 0.00 to 0.40 s and .*i from 9.00"),
-                           ((early, write_frames(tmp_path / "empty", {})), "empty holds no frames")):
+                           ((early, write_frames(tmp_path / "empty", {})), "empty holds no pictures")):
         with pytest.raises(InputError, match=message):
             make_film(Average(), tuple(map(film, files)), "a", str(tmp_path / "out.mp4"))
+    with pytest.raises(InputError, match="v holds no frames in the time that was asked for"):
+        make_film(Average(), (film(str(early), (50, 60)), film(str(early))), "a", str(tmp_path / "out.mp4"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "i", "v"]
 
 
