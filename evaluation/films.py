@@ -11,7 +11,7 @@ import numpy as np
 
 from data.films import Film, Pairing, import_av
 from data.homography import warp
-from utils.draw import outlined, resize
+from utils.draw import outlined
 from utils.errors import InputError
 from utils.files import replacing
 from utils.progress import progress_bar
@@ -122,9 +122,7 @@ def _writer(path: str, rate: float) -> Iterator[Any]:
             codec.pix_fmt, codec.time_base = "yuv420p", TIME_BASE
             codec.colorspace, codec.color_range = BT601, LIMITED
         picture = np.pad(picture, [*((0, side % 2) for side in picture.shape[:2]), (0, 0)], mode="edge")
-        if picture.shape[:2] != (codec.height, codec.width):  # frames of a folder may differ in size
-            picture = resize(picture, (codec.width, codec.height))
-        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")  # of another size than the first: PyAV resizes it
         last = max(round((time - start) / TIME_BASE), last + 1)
         frame.pts, frame.time_base = last, TIME_BASE
         container.mux(stream.encode(frame))

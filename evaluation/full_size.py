@@ -97,17 +97,12 @@ class FullSizeFuser:
         height, width = pair.visible.shape[:2]
         fused = np.empty((height, width, 3), np.uint8)
         parts = tiles(height, width, self.tile)
-        self._trim(parts)  # what the other networks have freed
         for rows, columns in progress_bar(parts, desc="fuse", unit="tile", leave=False,
                                           disable=not self.show_progress or len(parts) == 1):
             fused[rows.first:rows.last, columns.first:columns.last] = self._fuse_tile(pair, sentence, rows, columns)
-        self._trim(parts)
-        return fused
-
-    def _trim(self, parts: list) -> None:
-        """Return freed memory to the system, if a picture is so large that it is fused in several parts."""
         if len(parts) > 1 and fast is not None:
-            fast.trim_freed_memory(self.device)
+            fast.trim_freed_memory(self.device)  # for what is drawn and encoded from so large a picture
+        return fused
 
     def _fuse_tile(self, pair: SizedPair, sentence: tuple[Sentences, ...], rows: Span, columns: Span) -> np.ndarray:
         """What is kept of a tile, (h, w, 3) uint8; all tensors of the tile are freed before the next one."""

@@ -203,6 +203,8 @@ def open_checkpoint(path: str, device: torch.device, *, bert_tokenizer: str | No
         UsageError: a file or folder does not exist, or an argument cannot be used; its `argument` says which.
         InputError: the checkpoint or BERT's files are damaged or do not fit together, or see `must_fuse`.
     """
+    if fast is not None and keep_memory:
+        fast.return_freed_memory(device)  # until the model is there: gaps among its weights would serve no other tensor
     model, tokenizer, img_size, mha, method, _ = load_checkpoint(
         path, bert_tokenizer=bert_tokenizer, ck_bert=ck_bert, img_size=img_size, mha=mha, fetch_bert=fetch_bert,
         must_fuse=must_fuse)

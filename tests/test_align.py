@@ -136,7 +136,7 @@ def test_edges_of_the_same_picture_at_another_size_fit_to_a_fraction_of_a_pixel(
     half = cv2.resize(visible, (320, 240), interpolation=cv2.INTER_AREA)
     found = cv2.perspectiveTransform(np.array([[[9.0, 9], [300, 9], [160, 120], [9, 220], [300, 220]]]),
                                      from_edges(visible, half).matrix)
-    assert np.abs(found - (2 * np.array([[9.0, 9], [300, 9], [160, 120], [9, 220], [300, 220]]) + 0.5)).max() < 0.2
+    assert np.abs(found - (2 * np.array([[9.0, 9], [300, 9], [160, 120], [9, 220], [300, 220]]) + 0.5)).max() < 0.014
 
 
 @pytest.mark.parametrize(("content", "message"), [

@@ -117,7 +117,7 @@ def test_frames_of_folders_are_paired_by_their_numbers(tmp_path):
     assert levels(pairing) == [(20, 120), (30, 130), (100, 200)]
     assert pairing.dropped_visible == 1 and pairing.dropped_infrared == 1
     assert [frame.time for frame in film(visible, (0.2, 1.0))] == [0.2, 0.3]
-    (tmp_path / "v" / "frame_003.png").rename(tmp_path / "v" / "frame_20.png")  # after frame_010, before frame_2
+    (tmp_path / "v" / "frame_003.png").rename(tmp_path / "v" / "early_20.png")
     assert [frame.time for frame in film(visible)] == [0.1, 0.2, 1.0, 2.0]
 
 

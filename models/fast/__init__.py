@@ -5,8 +5,8 @@ and in more memory; only `--grad-checkpointing` needs it. What is active where:
 
 - Evaluation (`prepare_for_inference`), on every device: batch norm folded into the convolutions, score biases kept.
   On a CPU with oneDNN also: images stored as NHWC, Swin's linear layers as 1×1 convolutions, wide 3×3 convolutions by
-  Winograd's algorithm, and freed memory kept (`keep_freed_memory`), but for one moment before a picture is fused in
-  tiles (`trim_freed_memory`).
+  Winograd's algorithm, and freed memory kept (`keep_freed_memory`), but not while a checkpoint is opened
+  (`return_freed_memory`), and for one moment after a picture has been fused in tiles (`trim_freed_memory`).
 - Evaluation in 16 bits: no Winograd; images as NHWC on every device.
 - Evaluation compiled: no Winograd and no kept biases.
 - Training, on a CPU: of large maps, what is cheap is computed again in the backward pass (`save_memory`), and freed

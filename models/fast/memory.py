@@ -27,7 +27,7 @@ def return_freed_memory(device: torch.device) -> None:
 
 
 def trim_freed_memory(device: torch.device) -> None:
-    """Return what is free now to the system, once; for large tensors that do not fit the gaps between others."""
+    """Return what is free now to the system, once; for large blocks that do not fit the gaps between others."""
     _call_glibc(device, ("malloc_trim", 0))
 
 
