@@ -92,8 +92,8 @@ class Predictor:
             fuse_size: size at which `Prediction.fused` is computed. `native`: the visible image's own. `network`:
                 `img_size`, as in training, then resized. A number: the longer side in pixels, 8 to 16384, then resized;
                 smaller pictures are fused at their own size. Mask and probability do not depend on it.
-            tile: unless `fuse_size` is `network`, pictures of more than `tile`² pixels are fused in tiles of at most
-                this side, 128 to 16384 pixels, which bounds memory; 0: always whole.
+            tile: unless `fuse_size` is `network`, pictures of more than 1.6 · `tile`² pixels are fused in tiles of at
+                most this side, 128 to 16384 pixels, which bounds memory; 0: always whole.
             fetch_bert: gives a folder of bert-base-uncased where there is none; takes whether its weights are needed.
         Raises:
             ValueError: something does not exist, is damaged, of the wrong type, or does not fit; the sentence says

@@ -17,7 +17,7 @@ from utils.color import standardise
 from utils.draw import resize, to_image
 from utils.errors import UsageError
 from utils.progress import progress_bar
-from utils.sizes import BLOCK, LARGEST_SIDE, SMALLEST_TILE, TILE
+from utils.sizes import BLOCK, LARGEST_SIDE, SMALLEST_TILE, TILE, WHOLE
 from utils.text import printable_value
 
 from .inference import Inference, fast
@@ -51,7 +51,7 @@ class FullSizeFuser:
         model: on `device`.
         device: where to compute.
         size: `native`, the pictures' own size, or the longer side in pixels; smaller pictures keep theirs.
-        tile: pictures of more than `tile`² pixels are fused in tiles of at most this side, pixels; 0: always whole.
+        tile: pictures of more than WHOLE · `tile`² pixels are fused in tiles of at most this side; 0: always whole.
         show_progress: show a bar on standard output where there are several tiles.
     """
 
@@ -127,11 +127,11 @@ class FullSizeFuser:
 
 
 def tiles(height: int, width: int, tile: int) -> list[tuple[Span, Span]]:
-    """Rows and columns of each tile of a picture, pixels; one tile if it has at most `tile`² of them or `tile` is 0.
+    """Rows and columns of each tile of a picture, pixels; one tile if it has at most WHOLE · `tile`², or `tile` is 0.
 
     Tiles begin and end at multiples of 8, so that the last ones may exceed the picture.
     """
-    whole = not tile or height * width <= tile * tile
+    whole = not tile or height * width <= WHOLE * tile ** 2
     rows, columns = (_spans(-(-side // BLOCK) * BLOCK, 0 if whole else tile) for side in (height, width))
     return [(down, across) for down in rows for across in columns]
 

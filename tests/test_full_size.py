@@ -18,6 +18,7 @@ from models import build_model
 from predictor import Predictor
 from utils.color import standardise
 from utils.draw import resize, to_image
+from utils.sizes import TILE
 
 TEXT, OTHER = "the red disc on the left", "the blue square"
 CPU = torch.device("cpu")
@@ -85,9 +86,10 @@ def test_the_edges_of_a_picture_are_continued_by_reflection(width, height, model
 
 
 @pytest.mark.parametrize(("height", "width", "tile"), [
-    (3000, 4000, 1024), (300, 210, 128), (129, 128, 128), (1000, 20, 135), (8, 99999, 700), (1025, 1025, 1024)])
+    (3000, 4000, 1024), (300, 210, 128), (205, 128, 128), (2000, 20, 135), (8, 99999, 700), (1300, 1300, 1024)])
 def test_tiles_cover_every_pixel_once_and_see_all_that_it_depends_on(height, width, tile):
     covered = np.zeros((height + 7, width + 7), np.uint8)
+    assert len(tiles(height, width, tile)) > 1
     for spans in tiles(height, width, tile):
         for span, side in zip(spans, (height, width), strict=True):
             padded = side + -side % 8
@@ -98,9 +100,9 @@ def test_tiles_cover_every_pixel_once_and_see_all_that_it_depends_on(height, wid
     assert (covered[:height, :width] == 1).all()
 
 
-def test_pictures_of_no_more_pixels_than_a_tile_are_fused_whole():
-    assert len(tiles(64, 256, 128)) == len(tiles(3000, 4000, 0)) == 1
-    assert len(tiles(65, 256, 128)) > 1
+def test_pictures_of_hardly_more_pixels_than_a_tile_are_fused_whole():
+    assert len(tiles(64, 409, 128)) == len(tiles(480, 640, TILE)) == len(tiles(3000, 4000, 0)) == 1
+    assert len(tiles(64, 410, 128)) > 1
 
 
 def test_a_number_is_the_longer_side_and_enlarges_nothing(model, sentence):
@@ -122,10 +124,10 @@ def test_methods_without_parameters_work_at_full_size_too(tiny_bert, sentence):
 
 @pytest.fixture(scope="module")
 def pictures(scenes, tmp_path_factory):
-    """A visible and an infrared picture of 150×130 px, in memory and on disk."""
+    """A visible and an infrared picture of 180×150 px, in memory and on disk."""
     folder = tmp_path_factory.mktemp("pictures")
     row = pq.read_table(scenes / "mm_ris_test.parquet").to_pylist()[0]
-    images = [np.array(Image.open(io.BytesIO(row[f"{kind}_image"])).convert("RGB").resize((150, 130)))
+    images = [np.array(Image.open(io.BytesIO(row[f"{kind}_image"])).convert("RGB").resize((180, 150)))
               for kind in ("visible", "infrared")]
     files = [folder / "visible.png", folder / "infrared.png"]
     for file, image in zip(files, images, strict=True):
@@ -142,7 +144,7 @@ def test_the_mask_does_not_depend_on_the_size_at_which_a_picture_is_fused(traine
         {}, {"fuse_size": "network"}, {"fuse_size": 100}, {"tile": 128}))
     for other in (network, number, tiled):
         assert np.array_equal(native.probability, other.probability) and np.array_equal(native.mask, other.mask)
-        assert other.fused.shape == native.fused.shape == (130, 150, 3)
+        assert other.fused.shape == native.fused.shape == (150, 180, 3)
     assert differences(native.fused, tiled.fused).max() <= 1
     sharpness = [np.abs(np.diff(result.fused.astype(int), axis=1)).mean() for result in (native, number, network)]
     assert sharpness[0] > sharpness[1] > sharpness[2]
@@ -153,10 +155,10 @@ def test_at_network_size_the_fused_image_is_the_one_that_the_segmenter_saw(train
     predictor.model.model.segmenter.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     found = predictor(*pictures.images, TEXT)
     assert seen[0].shape == (1, 3, 64, 64) and len(seen) == 1
-    assert np.array_equal(found.fused, resize(to_image(seen[0][0]), (150, 130)))
+    assert np.array_equal(found.fused, resize(to_image(seen[0][0]), (180, 150)))
 
 
-@pytest.mark.parametrize(("options", "passes"), [({}, 2), ({"tile": 128}, 1 + 2 * 4), ({"fuse_size": 64}, 2),
+@pytest.mark.parametrize(("options", "passes"), [({}, 2), ({"tile": 128}, 1 + 2 * 6), ({"fuse_size": 64}, 2),
                                                  ({"fuse_size": "network"}, 1)])
 def test_what_is_fused_whole_is_encoded_once_for_all_sentences(options, passes, trained, pictures):
     predictor, calls = opened(trained, **options), []
@@ -192,12 +194,12 @@ def test_a_bar_counts_the_tiles_of_predict_and_no_others(trained, pictures, tmp_
         in_process("predict.py", "--ckpt", trained / "last.pth", "--visible", pictures.files[0], "--infrared",
                    pictures.files[1], "--text", TEXT, "--out", tmp_path, "--device", "cpu", "--tile", tile)
     opened(trained, tile=128)(*pictures.images, TEXT)
-    assert shown == [(4, False), (1, True), (4, True)]
+    assert shown == [(6, False), (1, True), (6, True)]
 
 
 def test_a_fused_image_that_is_not_finite_is_no_prediction(trained, pictures, monkeypatch):
     predictor = opened(trained)
-    monkeypatch.setattr(predictor.model, "fuse", lambda *_: torch.full((1, 3, 136, 152), torch.nan))
+    monkeypatch.setattr(predictor.model, "fuse", lambda *_: torch.full((1, 3, 152, 184), torch.nan))
     with pytest.raises(ValueError, match="the fused image of this pair and sentence is not finite"):
         predictor(*pictures.images, TEXT)
 

@@ -8,7 +8,7 @@ import sys
 
 from .errors import UsageError, naming
 from .locations import exists, is_url
-from .sizes import BLOCK, LARGEST_SIDE, SMALLEST_SIDE, SMALLEST_TILE, TILE, TOO_SMALL
+from .sizes import BLOCK, LARGEST_SIDE, SMALLEST_SIDE, SMALLEST_TILE, TILE, TOO_SMALL, WHOLE
 from .text import LONGEST_LINE, printable
 
 BERT = "./bert/pretrained_weights/bert-base-uncased"
@@ -268,5 +268,6 @@ def add_fusion_size_flags(parser: argparse.ArgumentParser, default: str) -> None
                              "network: --img_size, then resized; a number: the longer side in pixels. Masks do not "
                              "depend on it")
     parser.add_argument("--tile", type=tile_side, default=TILE, metavar="N",
-                        help="unless --fuse_size is network: fuse pictures of more than N × N pixels in tiles of at "
-                             f"most this side, at least {SMALLEST_TILE}, which bounds memory; 0: always whole")
+                        help=f"unless --fuse_size is network: fuse pictures of more than {WHOLE} × N × N pixels in "
+                             f"tiles of at most this side, at least {SMALLEST_TILE}, which bounds memory; 0: always "
+                             "whole")
