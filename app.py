@@ -6,7 +6,15 @@ import logging
 import os
 
 from utils.errors import InputError, UsageError, naming, run
-from utils.flags import ArgumentParser, add_checkpoint_flags, add_fusion_size_flags, at_least, require_existing
+from utils.flags import (
+    ArgumentParser,
+    add_accuracy_flags,
+    add_checkpoint_flags,
+    add_device_flag,
+    add_fusion_size_flags,
+    at_least,
+    require_existing,
+)
 
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
@@ -18,13 +26,8 @@ def build_parser() -> ArgumentParser:
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
     parser.add_argument("--ckpt", required=True, default=argparse.SUPPRESS, help="checkpoint to use")
     add_checkpoint_flags(parser)
-    parser.add_argument("--device", default="auto",
-                        help="auto (an Ascend NPU, else a CUDA GPU, else the CPU), cuda, npu or cpu; an index may "
-                             "follow, as in cuda:1")
-    parser.add_argument("--tta", choices=("none", "flip"), default="none",
-                        help="flip: average with the result for the mirrored images, the words left and right "
-                             "exchanged")
-    parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where accuracy permits")
+    add_device_flag(parser)
+    add_accuracy_flags(parser)
     add_fusion_size_flags(parser, "native")
     server = parser.add_argument_group("server")
     server.add_argument("--host", default="127.0.0.1",

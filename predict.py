@@ -10,7 +10,9 @@ from utils.flags import (
     PICTURE_KINDS,
     ArgumentParser,
     Ignored,
+    add_accuracy_flags,
     add_checkpoint_flags,
+    add_device_flag,
     add_fusion_size_flags,
     at_least,
     picture_kinds,
@@ -41,13 +43,8 @@ def build_parser() -> ArgumentParser:
                              "one): the infrared images are warped by it first")
     parser.add_argument("--out", default="./runs/predict", help="folder for the pictures and predictions.json")
     add_checkpoint_flags(parser)
-    parser.add_argument("--device", default="auto",
-                        help="auto (an Ascend NPU, else a CUDA GPU, else the CPU), cuda, npu or cpu; an index may "
-                             "follow, as in cuda:1")
-    parser.add_argument("--tta", choices=("none", "flip"), default="none",
-                        help="flip: average with the result for the mirrored images, the words left and right "
-                             "exchanged")
-    parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where accuracy permits")
+    add_device_flag(parser)
+    add_accuracy_flags(parser)
     add_fusion_size_flags(parser, "native")
     parser.add_argument("--save", type=picture_kinds, default=",".join(PICTURE_KINDS), metavar="KINDS",
                         help="pictures to write, separated by commas")

@@ -6,7 +6,9 @@ from utils.errors import run
 from utils.flags import (
     ArgumentParser,
     Ignored,
+    add_accuracy_flags,
     add_checkpoint_flags,
+    add_device_flag,
     add_fusion_size_flags,
     at_least,
     require_existing,
@@ -39,9 +41,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("-b", "--batch-size", type=at_least(1), default=8, help="samples per forward pass")
     parser.add_argument("-j", "--workers", type=at_least(0), default=4,
                         help="worker processes that load data; 0: load in this process")
-    parser.add_argument("--device", default="auto",
-                        help="auto (an Ascend NPU, else a CUDA GPU, else the CPU), cuda, npu or cpu; an index may "
-                             "follow, as in cuda:1")
+    add_device_flag(parser)
     parser.add_argument("--iou_thresholds", type=thresholds, default="0.5,0.6,0.7,0.8,0.9",
                         help="thresholds t of precision@t, separated by commas")
     parser.add_argument("--fusion_metrics", action="store_true",
@@ -52,10 +52,7 @@ def build_parser() -> ArgumentParser:
                              "how far mask, fused image and the object's contrast depend on it")
     parser.add_argument("--shuffle_text", action="store_true",
                         help="swap the sentences between samples")
-    parser.add_argument("--tta", choices=["none", "flip"], default="none",
-                        help="flip: average with the result for the mirrored images, the words left and right "
-                             "exchanged")
-    parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where accuracy permits")
+    add_accuracy_flags(parser)
     add_fusion_size_flags(parser, "network")
     parser.add_argument("--torchcompile", action="store_true",
                         help="compile the model with torch.compile, for one batch size; the first batch takes minutes")

@@ -8,6 +8,7 @@ from utils.flags import (
     FUSION_METHODS,
     ArgumentParser,
     Ignored,
+    add_device_flag,
     at_least,
     find_resume,
     heads_by_stage,
@@ -140,9 +141,7 @@ def build_parser() -> ArgumentParser:
                                "side by side, not jointly")
 
     run_on = parser.add_argument_group("device, precision and memory")
-    run_on.add_argument("--device", default="auto",
-                        help="auto (an Ascend NPU, else a CUDA GPU, else the CPU), cuda, npu or cpu; an index may "
-                             "follow, as in cuda:1")
+    add_device_flag(run_on)
     run_on.add_argument("--amp", action="store_true",
                         help="run the networks in a 16-bit type; losses and metrics stay in float32")
     run_on.add_argument("--amp-dtype", choices=["bfloat16", "float16"], default="bfloat16",

@@ -246,6 +246,21 @@ def make_folder(path: str, flag: str) -> None:
         raise UsageError(f"{flag}: the folder {path!r} is not writable")
 
 
+def add_device_flag(parser: argparse._ActionsContainer) -> None:
+    """Add `--device`, for `utils.device.select_device`, to a parser or group."""
+    parser.add_argument("--device", default="auto",
+                        help="auto (an Ascend NPU, else a CUDA GPU, else the CPU), cuda, npu or cpu; an index may "
+                             "follow, as in cuda:1")
+
+
+def add_accuracy_flags(parser: argparse.ArgumentParser) -> None:
+    """Add `--tta` and `--amp`."""
+    parser.add_argument("--tta", choices=("none", "flip"), default="none",
+                        help="flip: average with the result for the mirrored images, the words left and right "
+                             "exchanged")
+    parser.add_argument("--amp", action="store_true", help="compute in bfloat16 where accuracy permits")
+
+
 def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that default to what a checkpoint says; absent from the result unless given."""
     stored = "default: as stored in the checkpoint, else"
