@@ -1,4 +1,4 @@
-"""Milliseconds of one pair from file to file, as predict.py does it, by part."""
+"""Milliseconds of one pair from file to file, as predict.py does it, by part; the sentence was encoded before."""
 import os
 import statistics
 
