@@ -13,6 +13,7 @@ from utils.flags import (
     add_device_flag,
     add_fusion_size_flags,
     at_least,
+    checkpoint_flags,
     require_existing,
 )
 
@@ -78,9 +79,9 @@ def start(args: argparse.Namespace, listening, folder: str) -> None:
 
     log_to_stdout()
     device = select_device(args.device)
-    given = {name: getattr(args, name, None) for name in ("bert_tokenizer", "ck_bert", "img_size", "mha")}
     with naming("ckpt"):
-        opened = open_checkpoint(args.ckpt, device, flip=args.tta == "flip", amp=args.amp, must_fuse=True, **given)
+        opened = open_checkpoint(args.ckpt, device, flip=args.tta == "flip", amp=args.amp, must_fuse=True,
+                                 **checkpoint_flags(args))
     sizes = dict.fromkeys((args.fuse_size, "native", "network"))
     predictors = {str(size): Predictor(opened.model, opened.tokenizer, opened.img_size, device, fuse_size=size,
                                        tile=args.tile) for size in sizes}

@@ -29,7 +29,7 @@ from utils.device import select_device
 from utils.draw import SampleSheet, sample_pictures, to_image
 from utils.errors import InputError, UsageError, naming
 from utils.files import set_aside
-from utils.flags import make_folder
+from utils.flags import checkpoint_flags, make_folder
 from utils.text import counted, printable
 
 SHEET_ROWS = 8
@@ -149,10 +149,9 @@ def writing(name: str, out_dir: str, written: list[str], errors: list[str]):
 
 def open_model(args: Namespace, device: torch.device) -> OpenCheckpoint:
     """The checkpoint of `--ckpt`, to be run as the flags say."""
-    given = {name: getattr(args, name, None) for name in ("bert_tokenizer", "ck_bert", "img_size", "mha")}
     with naming("ckpt"):
         return open_checkpoint(args.ckpt, device, flip=args.tta == "flip", amp=args.amp, compiled=args.torchcompile,
-                               keep_memory=True, **given)
+                               keep_memory=True, **checkpoint_flags(args))
 
 
 def open_data_set(args: Namespace, opened: OpenCheckpoint) -> MMRISDataset:

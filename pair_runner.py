@@ -29,7 +29,7 @@ from utils import distributed
 from utils.device import select_device
 from utils.errors import InputError, naming
 from utils.files import file_stem, set_aside, unique_names
-from utils.flags import PICTURE_KINDS, make_folder
+from utils.flags import PICTURE_KINDS, checkpoint_flags, make_folder
 from utils.progress import progress_bar
 from utils.text import counted, first_line, listed, printable
 
@@ -57,8 +57,7 @@ def make_one_film(args: Namespace, device: torch.device) -> None:
     Raises:
         UsageError, InputError: what cannot be done, in one sentence.
     """
-    with naming("align"):
-        matrix = None if args.align is None else read_matrix(args.align)
+    matrix = open_matrix(args)
     films = []
     for flag in ("visible", "infrared"):
         with naming(flag):
@@ -74,8 +73,7 @@ def predict_pairs(args: Namespace, device: torch.device) -> None:
     Raises:
         UsageError, InputError: what cannot be done, in one sentence; the other pairs are processed before.
     """
-    with naming("align"):
-        matrix = None if args.align is None else read_matrix(args.align)
+    matrix = open_matrix(args)
     requests = find_requests(args)
     make_folder(args.out, "--out")
     predictor = open_predictor(args, device)
@@ -136,12 +134,21 @@ def result_names(requests: list[Request]) -> list[list[str]]:
     return [[next(names) for _ in row] for row in stems]
 
 
+def open_matrix(args: Namespace) -> np.ndarray | None:
+    """The matrix of `--align`, (3, 3) float64, if there is one.
+
+    Raises:
+        InputError: the file holds no such matrix.
+    """
+    with naming("align"):
+        return None if args.align is None else read_matrix(args.align)
+
+
 def open_predictor(args: Namespace, device: torch.device) -> Predictor:
     """The `Predictor` for the flags."""
-    given = {name: getattr(args, name, None) for name in ("bert_tokenizer", "ck_bert", "img_size", "mha")}
     with naming("ckpt"):
         opened = open_checkpoint(args.ckpt, device, flip=args.tta == "flip", amp=args.amp, keep_memory=True,
-                                 must_fuse=True, **given)
+                                 must_fuse=True, **checkpoint_flags(args))
     return Predictor(opened.model, opened.tokenizer, opened.img_size, device, fuse_size=args.fuse_size,
                      tile=args.tile, show_progress=True)
 

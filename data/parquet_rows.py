@@ -42,24 +42,22 @@ def find_parquet(path: str) -> list[str]:
         InputError: nothing is there.
     """
     if is_url(path):
-        names = list_folder(path)
-        if names is None:
-            return [path]
-        files = sorted(f"{path.rstrip('/')}/{name}" for name in names if name.endswith(".parquet"))
-        if not files:
-            raise InputError(f"{path}: there is no .parquet file in this folder")
-        return files
-    if os.path.isdir(path):
+        start, names = path.rstrip("/") + "/", list_folder(path)
+    elif os.path.isdir(path):
         try:
-            files = sorted(os.path.join(path, name) for name in os.listdir(path) if name.endswith(".parquet"))
+            start, names = os.path.join(path, ""), os.listdir(path)
         except OSError as error:
             raise InputError(f"{path}: this folder cannot be read ({error.strerror})") from error
-        if not files:
-            raise InputError(f"{path}: there is no .parquet file in this folder")
-        return files
-    if not os.path.lexists(path):
+    elif os.path.lexists(path):
+        return [path]
+    else:
         raise InputError(f"{path}: there is no such file or folder")
-    return [path]
+    if names is None:
+        return [path]
+    files = sorted(start + name for name in names if name.endswith(".parquet"))
+    if not files:
+        raise InputError(f"{path}: there is no .parquet file in this folder")
+    return files
 
 
 def open_parquet(file: str, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:

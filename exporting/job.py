@@ -13,6 +13,7 @@ from utils import checkpoint
 from utils.color import IMAGENET_MEAN, IMAGENET_STD
 from utils.errors import UsageError, naming
 from utils.files import replacing_folder
+from utils.flags import checkpoint_flags
 from utils.model_folder import CONFIG, VOCABULARY, WEIGHTS, write_description, write_weights
 from utils.text import printable
 
@@ -31,9 +32,8 @@ def export(args: Namespace) -> None:
     check_place(args.to, args.overwrite)
     if args.format == "onnx":
         graph.require_packages()
-    given = {name: getattr(args, name, None) for name in ("bert_tokenizer", "ck_bert", "img_size", "mha")}
     with naming("ckpt"):
-        loaded = load_checkpoint(args.ckpt, must_fuse=args.format != "safetensors", **given)
+        loaded = load_checkpoint(args.ckpt, must_fuse=args.format != "safetensors", **checkpoint_flags(args))
     metrics = card.read_metrics(args.metrics) if args.metrics else None
     content = to_content(loaded)
     lines = []

@@ -109,6 +109,7 @@ def complaint(error: Exception) -> str:
 
 
 def note_of(name: str, note: str) -> str:
+    """HTML: what is to be known about a file."""
     return f"<p class='note'>{html.escape(printable(name))}: {html.escape(note)}.</p>"
 
 
@@ -161,6 +162,7 @@ def build_page(page: Page, examples: list[list[str]], sizes: list[tuple[str, str
 
 
 def add_given(examples: list[list[str]], sizes: list[tuple[str, str]]) -> Given:
+    """Add the fields that a visitor fills; arguments as of `build_page`."""
     with gr.Row(elem_id="pictures"):
         visible, infrared = (
             gr.Image(label=name, elem_id=name.lower(), type="filepath", image_mode=None, height=210, min_width=130,
@@ -178,6 +180,7 @@ def add_given(examples: list[list[str]], sizes: list[tuple[str, str]]) -> Given:
 
 
 def add_found() -> Found:
+    """Add the fields for results."""
     words = gr.HTML(NOTHING_YET, elem_id="words", padding=False)
     with gr.Column(visible=False, elem_id="results") as results:
         chosen = gr.Radio([], label="Show the sentence", visible=False, elem_id="chosen")

@@ -40,6 +40,7 @@ class Recent:
             return self._kept[key][0]
 
     def put(self, key: str, value: Any) -> None:
+        """Keep an object, in place of an earlier one with the same key, and forget others beyond the limit."""
         gone = []
         with self._lock:
             self._kept.pop(key, None)

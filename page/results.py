@@ -67,6 +67,7 @@ def describe_all(answered: Answered, number: int, threshold: float) -> str:
 
 
 def seconds(value: float) -> str:
+    """A duration in seconds, in words."""
     return f"{value:.2f} s" if value < 10 else f"{value:.0f} s"
 
 

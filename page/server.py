@@ -50,6 +50,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def address(listening: socket.socket) -> str:
+    """The URL of the page at a socket of `bind`."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -76,6 +77,7 @@ def serve(blocks, listening: socket.socket, folder: str, max_bytes: int, **looks
 
     gradio.mount_gradio_app(app, blocks, "/", footer_links=[], max_file_size=max_bytes, ssr_mode=False, pwa=False,
                             mcp_server=False, enable_monitoring=False, show_error=True, **looks)
+
     class Server(uvicorn.Server):
         def handle_exit(self, sig, frame):
             super().handle_exit(sig, frame)

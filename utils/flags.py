@@ -5,6 +5,7 @@ import math
 import os
 import re
 import sys
+from typing import Any
 
 from .errors import UsageError, naming
 from .locations import exists, is_url
@@ -274,6 +275,11 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
                         help=f"side of the square network input in pixels; above 32 ({stored} 480)")
     parser.add_argument("--mha", type=heads_by_stage, default=argparse.SUPPRESS,
                         help=f"attention heads of PWAM per stage, as in training ({stored} one head per stage)")
+
+
+def checkpoint_flags(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags of `add_checkpoint_flags` by name; None where one was not given."""
+    return {name: getattr(args, name, None) for name in ("bert_tokenizer", "ck_bert", "img_size", "mha")}
 
 
 def add_fusion_size_flags(parser: argparse.ArgumentParser, default: str) -> None:
